@@ -1,0 +1,102 @@
+/* kernel.h — what a kernel says about itself, and what a plan holds.
+ * A kernel file ends with one attn_kernel record; one row in kernels.def registers it. The planner, `attn explain`,
+ * the checker and the benchmark read the records and nothing else. */
+#ifndef ATTN_KERNEL_H
+#define ATTN_KERNEL_H
+#include "attn/attn.h"
+
+/* What a problem may need beyond plain attention. A kernel that lacks a bit refuses by default; problem.c holds the
+ * condition and the sentence for each. */
+enum {
+    ATTN_NEEDS_CAUSAL     = 1 << 0,
+    ATTN_NEEDS_WINDOW     = 1 << 1,
+    ATTN_NEEDS_BIAS       = 1 << 2,
+    ATTN_NEEDS_MASK       = 1 << 3,
+    ATTN_NEEDS_ALIBI      = 1 << 4,
+    ATTN_NEEDS_SOFTCAP    = 1 << 5,
+    ATTN_NEEDS_SINKS      = 1 << 6,
+    ATTN_NEEDS_PACKED     = 1 << 7,  /* cu_seqlens of Q or of K/V */
+    ATTN_NEEDS_SEQUSED    = 1 << 8,
+    ATTN_NEEDS_LEFTPAD    = 1 << 9,
+    ATTN_NEEDS_KV_INDEX   = 1 << 10,
+    ATTN_NEEDS_PAGES      = 1 << 11,
+    ATTN_NEEDS_GQA        = 1 << 12,
+    ATTN_NEEDS_V_DIM      = 1 << 13, /* v_dim != qk_dim */
+    ATTN_NEEDS_V_IN_K     = 1 << 14,
+    ATTN_NEEDS_O_F32      = 1 << 15, /* O wider than Q, K, V */
+    ATTN_NEEDS_STRICT     = 1 << 16,
+    ATTN_NEEDS_ALL        = (1 << 17) - 1
+};
+
+#define ATTN_DTYPE_BIT(dtype) (1u << (dtype))
+#define ATTN_DTYPE_BITS_ALL (ATTN_DTYPE_BIT(ATTN_F32) | ATTN_DTYPE_BIT(ATTN_F16) | ATTN_DTYPE_BIT(ATTN_BF16))
+
+typedef struct attn_kernel attn_kernel;
+
+struct attn_plan {
+    attn_problem       problem;     /* resolved: no field is a default any more */
+    const attn_kernel *kernel;
+    int                threads;     /* slots that attn_parallel may use at once, >= 1 */
+    int                splits;      /* options.splits */
+    int                cuda_device;
+    attn_parallel_for  parallel_for;
+    void              *parallel_context;
+    int64_t            workspace;   /* bytes */
+    int64_t            schedule[8]; /* the kernel's own numbers, set by its prepare */
+    void              *device_code; /* CUDA kernels: what prepare loaded, owned by the driver layer */
+};
+
+struct attn_kernel {
+    const char *name;               /* the file's stem */
+    const char *summary;            /* one line */
+    attn_pass   pass;
+    attn_device device;
+    unsigned    isa;                /* CPU: bits of isa.def that it executes */
+    unsigned    dtypes;             /* ATTN_DTYPE_BIT of Q, K, V */
+    unsigned    features;           /* ATTN_NEEDS_* that it computes */
+    const char *(*refuse)(const attn_problem *);   /* NULL, or a reason that the bits can't say; may be NULL */
+    attn_status (*prepare)(attn_plan *);           /* set workspace and schedule; NULL: none needed */
+    attn_status (*run)(const attn_plan *, const attn_tensors *, void *workspace, void *stream);
+};
+
+/* NULL-terminated, best first. */
+extern const attn_kernel *const attn_kernels[];
+
+/* problem.c */
+/* Resolve a caller's problem of any known struct_size into a full one. */
+attn_status attn_problem_import(attn_problem *to, const attn_problem *from);
+unsigned    attn_problem_needs(const attn_problem *resolved);
+const char *attn_needs_sentence(unsigned needs_bit);
+int64_t     attn_dtype_size(attn_dtype dtype);     /* bytes; 0 for an unknown one */
+
+/* plan.c: NULL = fits; otherwise why not. */
+const char *attn_kernel_refuses(const attn_kernel *kernel, const attn_problem *resolved);
+const char *attn_kernel_unavailable(const attn_kernel *kernel);
+
+/* isa.c: bits of the instruction sets that this CPU, its OS and ATTN_CPU_ISA let us use. */
+unsigned attn_isa_bits(void);
+enum {
+#define ATTN_ISA(name, index, description) ATTN_ISA_##name = 1 << (index),
+#include "isa.def"
+#undef ATTN_ISA
+    ATTN_ISA_BASE = 0
+};
+
+/* error.c: set this thread's message and return the status. */
+#if defined(__GNUC__)
+__attribute__((format(printf, 2, 3)))
+#endif
+attn_status attn_fail(attn_status status, const char *format, ...);
+
+/* threads.c */
+int attn_threads_default(void);
+/* Run fn(arg, item, slot) for every item in 0 .. items - 1, each once, on at most plan->threads threads. Items are
+ * handed out in order; no two concurrent calls get the same slot (0 .. plan->threads - 1). Allocates nothing.
+ * The floating-point environment is the default one inside fn and is restored afterwards. */
+void attn_parallel(const attn_plan *plan, int64_t items, void (*fn)(void *arg, int64_t item, int slot), void *arg);
+/* Make sure that the pool can serve `threads` (starts workers; fewer if the system refuses). @return what it can. */
+int attn_threads_reserve(int threads);
+
+/* problem.c: *out = a * b; returns 0 if that overflows int64_t or a factor is negative. */
+int attn_multiply(int64_t a, int64_t b, int64_t *out);
+#endif
