@@ -4,6 +4,13 @@
 #define ATTN_SEQUENCE_H
 #include "attn/attn.h"
 
+/* Kernels on the GPU use the very same functions. */
+#if defined(__CUDACC__)
+#define ATTN_INLINE static __host__ __device__ __forceinline__
+#else
+#define ATTN_INLINE static inline
+#endif
+
 typedef struct attn_sequence {
     int64_t b;
     int64_t q_len, kv_len;         /* tokens in use */
@@ -16,8 +23,13 @@ typedef struct attn_sequence {
 
 typedef struct attn_range { int64_t low, high; } attn_range;   /* low <= j < high */
 
-static inline attn_sequence attn_sequence_at(const attn_problem *p, const attn_tensors *t, int64_t b) {
-    attn_sequence s = { .b = b, .q_batch = b, .kv_batch = b, .q_rows = p->q_len, .kv_len = p->kv_len };
+ATTN_INLINE attn_sequence attn_sequence_at(const attn_problem *p, const attn_tensors *t, int64_t b) {
+    attn_sequence s;
+    s.b = s.q_batch = s.kv_batch = b;
+    s.q_first = s.kv_first = 0;
+    s.q_rows = p->q_len;
+    s.kv_len = p->kv_len;
+    s.pages = NULL;
     if (p->packed_q) {
         s.q_batch = 0;
         s.q_first = t->cu_seqlens_q[b];
@@ -41,30 +53,32 @@ static inline attn_sequence attn_sequence_at(const attn_problem *p, const attn_t
 }
 
 /* Element offset of query i, head h. */
-static inline int64_t attn_q_offset(const attn_sequence *s, attn_stride stride, int64_t i, int64_t h) {
+ATTN_INLINE int64_t attn_q_offset(const attn_sequence *s, attn_stride stride, int64_t i, int64_t h) {
     return s->q_batch * stride.batch + (s->q_first + i) * stride.seq + h * stride.head;
 }
 
 /* Element offset of key j, K/V head h. */
-static inline int64_t attn_kv_offset(const attn_problem *p, const attn_sequence *s, attn_stride stride, int64_t j,
+ATTN_INLINE int64_t attn_kv_offset(const attn_problem *p, const attn_sequence *s, attn_stride stride, int64_t j,
                                      int64_t h) {
     if (s->pages) return s->pages[j / p->page_size] * stride.batch + (j % p->page_size) * stride.seq + h * stride.head;
     return s->kv_batch * stride.batch + (s->kv_first + j) * stride.seq + h * stride.head;
 }
 
-static inline int64_t attn_lse_offset(const attn_problem *p, const attn_sequence *s, int64_t i, int64_t h) {
+ATTN_INLINE int64_t attn_lse_offset(const attn_problem *p, const attn_sequence *s, int64_t i, int64_t h) {
     return s->q_batch * p->lse_stride.batch + (s->q_first + i) * p->lse_stride.seq + h * p->lse_stride.head;
 }
 
 /* Element offset of (query i, head h, key j) in the bias or the boolean mask. */
-static inline int64_t attn_score_offset(const attn_sequence *s, attn_score_stride stride, int64_t h, int64_t i,
+ATTN_INLINE int64_t attn_score_offset(const attn_sequence *s, attn_score_stride stride, int64_t h, int64_t i,
                                         int64_t j) {
     return s->b * stride.batch + h * stride.head + i * stride.q + j * stride.kv;
 }
 
 /* Keys that causal and window let query i see; high <= low: none. */
-static inline attn_range attn_visible(const attn_problem *p, const attn_sequence *s, int64_t i) {
-    attn_range r = { 0, s->kv_len };
+ATTN_INLINE attn_range attn_visible(const attn_problem *p, const attn_sequence *s, int64_t i) {
+    attn_range r;
+    r.low = 0;
+    r.high = s->kv_len;
     const int64_t here = i + s->shift;
     if (p->causal && here + 1 < r.high) r.high = here + 1;
     if (p->window_right >= 0 && here + p->window_right + 1 < r.high) r.high = here + p->window_right + 1;
@@ -73,7 +87,7 @@ static inline attn_range attn_visible(const attn_problem *p, const attn_sequence
     return r;
 }
 
-static inline float attn_slope(const attn_problem *p, const attn_tensors *t, int64_t b, int64_t h) {
+ATTN_INLINE float attn_slope(const attn_problem *p, const attn_tensors *t, int64_t b, int64_t h) {
     return t->alibi_slopes[(p->alibi == ATTN_ALIBI_PER_BATCH_HEAD ? b * p->q_heads : 0) + h];
 }
 #endif
