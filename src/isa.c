@@ -1,5 +1,6 @@
 /* isa.c — which instruction sets this CPU and OS offer, by CPUID and XGETBV, capped by ATTN_CPU_ISA. */
 #include "kernel.h"
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -41,7 +42,13 @@ enum { ISAS = sizeof isas / sizeof *isas };
 /* ATTN_CPU_ISA=avx2 allows avx2 and everything before it in isa.def; =scalar allows none. An unknown name caps
  * nothing: `attn doctor` reports it. */
 unsigned attn_isa_bits(void) {
-    const unsigned bits = detect();
+    static _Atomic unsigned known;   /* a constant of the machine, bit 31 = read; CPUID is slow in a virtual machine */
+    unsigned bits = atomic_load_explicit(&known, memory_order_relaxed);
+    if (!bits) {
+        bits = detect() | 1u << 31;
+        atomic_store_explicit(&known, bits, memory_order_relaxed);
+    }
+    bits &= ~(1u << 31);
     const char *cap = getenv("ATTN_CPU_ISA");
     if (!cap) return bits;
     if (!strcmp(cap, "scalar")) return 0;

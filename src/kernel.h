@@ -63,6 +63,8 @@ struct attn_kernel {
 extern const attn_kernel *const attn_kernels[];
 
 /* problem.c */
+/* Copy a caller's struct of any version: a shorter one is zero-extended, a longer one must end in zeros. */
+attn_status attn_struct_import(void *to, size_t to_size, const void *from, size_t from_size, const char *name);
 /* Resolve a caller's problem of any known struct_size into a full one. */
 attn_status attn_problem_import(attn_problem *to, const attn_problem *from);
 unsigned    attn_problem_needs(const attn_problem *resolved);
@@ -88,11 +90,13 @@ __attribute__((format(printf, 2, 3)))
 #endif
 attn_status attn_fail(attn_status status, const char *format, ...);
 
-/* threads.c */
+/* threads_default.c: min(affinity mask, whole CPUs of the control group's quota, ATTN_NUM_THREADS), at least 1. */
 int attn_threads_default(void);
+
+/* threads.c */
 /* Run fn(arg, item, slot) for every item in 0 .. items - 1, each once, on at most plan->threads threads. Items are
  * handed out in order; no two concurrent calls get the same slot (0 .. plan->threads - 1). Allocates nothing.
- * The floating-point environment is the default one inside fn and is restored afterwards. */
+ * The floating-point environment is the default one inside fn (on the calling thread it is so during all of run). */
 void attn_parallel(const attn_plan *plan, int64_t items, void (*fn)(void *arg, int64_t item, int slot), void *arg);
 /* Make sure that the pool can serve `threads` (starts workers; fewer if the system refuses). @return what it can. */
 int attn_threads_reserve(int threads);

@@ -1,4 +1,5 @@
 /* plan.c — choosing a kernel, and saying why. attn_explain and attn_plan_create ask the same function. */
+#include "float_mode.h"
 #include "kernel.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -58,9 +59,7 @@ static attn_status choose(const attn_kernel **out, const attn_problem *p, const 
 static attn_status import_options(attn_options *to, const attn_options *from) {
     *to = (attn_options){ .struct_size = sizeof *to };
     if (!from) return ATTN_OK;
-    if (from->struct_size < 8 || from->struct_size > sizeof *to)
-        return attn_fail(ATTN_INVALID, "options.struct_size = %u: use ATTN_OPTIONS_INIT", (unsigned)from->struct_size);
-    memcpy(to, from, from->struct_size);
+    if (attn_struct_import(to, sizeof *to, from, from->struct_size, "options")) return ATTN_INVALID;
     to->struct_size = sizeof *to;
     if (to->threads < 0 || to->threads > 1024)
         return attn_fail(ATTN_INVALID, "options.threads = %d: must be 0 .. 1024", (int)to->threads);
@@ -72,8 +71,17 @@ static attn_status import_options(attn_options *to, const attn_options *from) {
 
 /* ---- plans ---- */
 
+/* Waking a second thread costs some microseconds: below this many multiplications it isn't worth it. */
+static int is_tiny(const attn_problem *p) {
+    const int64_t factors[] = { p->q_heads, p->q_len, p->kv_len, p->qk_dim + p->v_dim };
+    int64_t product = p->batch;
+    for (size_t i = 0; i < sizeof factors / sizeof *factors; i++)
+        if (!attn_multiply(product, factors[i], &product)) return 0;
+    return product < 131072;
+}
+
 static int plan_threads(const attn_problem *p, const attn_options *options) {
-    if (p->device != ATTN_CPU) return 1;
+    if (p->device != ATTN_CPU || (!options->threads && is_tiny(p))) return 1;
     const int wanted = options->threads ? options->threads : attn_threads_default();
     return options->parallel_for ? wanted : attn_threads_reserve(wanted);
 }
@@ -93,7 +101,9 @@ attn_status attn_plan_create(attn_plan **out, const attn_problem *problem, const
     *plan = (attn_plan){ .problem = resolved, .kernel = kernel, .threads = plan_threads(&resolved, &options),
                          .splits = options.splits, .cuda_device = options.cuda_device,
                          .parallel_for = options.parallel_for, .parallel_context = options.parallel_context };
+    const attn_float_mode mode = attn_float_enter();
     status = kernel->prepare ? kernel->prepare(plan) : ATTN_OK;
+    attn_float_leave(mode);
     if (status) {
         free(plan);
         return status;
@@ -120,8 +130,8 @@ int attn_explain(const attn_problem *problem, const attn_options *caller_options
     for (const attn_kernel *const *k = attn_kernels; *k; k++) {
         if ((*k)->pass != p.pass || (*k)->device != p.device) continue;
         const char *why = attn_kernel_refuses(*k, &p);
-        const size_t used = (size_t)length < size ? (size_t)length : size;
-        length += snprintf(text + used, size - used, "%-24s %s\n", (*k)->name,
+        const int room = (size_t)length < size;
+        length += snprintf(room ? text + length : NULL, room ? size - (size_t)length : 0, "%-24s %s\n", (*k)->name,
                            why ? why : *k == chosen ? "chosen" : "fits");
     }
     return length;

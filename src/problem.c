@@ -1,4 +1,5 @@
 /* problem.c — defaults, validation and the features that a problem needs. */
+#include "float_mode.h"
 #include "kernel.h"
 #include <math.h>
 #include <string.h>
@@ -40,8 +41,7 @@ static attn_status check_ranges(const range_row *rows, int count) {
 
 /* ---- struct versions ---- */
 
-/* Copy a caller's struct of any known version: a shorter one is zero-extended, a longer one must end in zeros. */
-static attn_status import_struct(void *to, size_t to_size, const void *from, size_t from_size, const char *name) {
+attn_status attn_struct_import(void *to, size_t to_size, const void *from, size_t from_size, const char *name) {
     const unsigned char *bytes = from;
     if (from_size < 8 || from_size > 4096)
         return attn_fail(ATTN_INVALID, "%s.struct_size = %zu: use the ATTN_..._INIT macro", name, from_size);
@@ -208,18 +208,40 @@ static attn_status check_scores(const char *field, int64_t element_size, attn_sc
     return check_extent(field, element_size, extents, strides);
 }
 
-/* Two rows of O at the same address would be written twice. */
+/* Taken from the smallest stride up, every dim must step over all that the dims inside it reach: then no two rows of
+ * `width` elements share one. (Extents and strides have passed check_extent: nothing here overflows.) */
+static int rows_overlap(const int64_t extents[3], const int64_t strides[3], int64_t width) {
+    int order[3] = { 0, 1, 2 };
+    for (int i = 1; i < 3; i++)
+        for (int j = i; j > 0 && strides[order[j]] < strides[order[j - 1]]; j--) {
+            const int other = order[j];
+            order[j] = order[j - 1];
+            order[j - 1] = other;
+        }
+    int64_t reach = width - 1;
+    for (int i = 0; i < 3; i++) {
+        const int64_t extent = extents[order[i]], stride = strides[order[i]];
+        if (extent <= 1) continue;
+        if (stride <= reach) return 1;
+        reach += (extent - 1) * stride;
+    }
+    return 0;
+}
+
+/* Two rows of an output at the same address would be written twice, by two threads. */
 static attn_status check_outputs(const attn_problem *p) {
     const int64_t batch = p->packed_q ? 1 : p->batch, seq = p->packed_q ? p->q_total : p->q_len;
-    if ((batch > 1 && !p->o_stride.batch) || (seq > 1 && !p->o_stride.seq) || (p->q_heads > 1 && !p->o_stride.head))
-        return attn_fail(ATTN_INVALID, "o_stride = {%lld, %lld, %lld}: rows of O may not share memory",
-                         (long long)p->o_stride.batch, (long long)p->o_stride.seq, (long long)p->o_stride.head);
     const int64_t extents[4] = { batch, seq, p->q_heads, 1 },
-                  strides[4] = { p->lse_stride.batch, p->lse_stride.seq, p->lse_stride.head, 1 };
-    if ((batch > 1 && !strides[0]) || (seq > 1 && !strides[1]) || (p->q_heads > 1 && !strides[2]))
+                  o[3] = { p->o_stride.batch, p->o_stride.seq, p->o_stride.head },
+                  lse[4] = { p->lse_stride.batch, p->lse_stride.seq, p->lse_stride.head, 1 };
+    if (check_extent("lse_stride", 4, extents, lse)) return ATTN_INVALID;
+    if (rows_overlap(extents, o, p->v_dim))
+        return attn_fail(ATTN_INVALID, "o_stride = {%lld, %lld, %lld}: rows of O may not share memory",
+                         (long long)o[0], (long long)o[1], (long long)o[2]);
+    if (rows_overlap(extents, lse, 1))
         return attn_fail(ATTN_INVALID, "lse_stride = {%lld, %lld, %lld}: rows of LSE may not share memory",
-                         (long long)strides[0], (long long)strides[2], (long long)strides[1]);
-    return check_extent("lse_stride", 4, extents, strides);
+                         (long long)lse[0], (long long)lse[2], (long long)lse[1]);
+    return ATTN_OK;
 }
 
 static attn_status check_strides(const attn_problem *p) {
@@ -238,30 +260,41 @@ static attn_status check_strides(const attn_problem *p) {
 
 /* The dense defaults multiply extents; refuse sizes whose product would overflow before it is formed. */
 static attn_status check_products(const attn_problem *p) {
-    const int64_t rows[] = { p->packed_q ? p->q_total : p->q_len, p->page_size ? p->page_size : p->kv_len };
-    const int64_t heads[] = { p->q_heads, p->kv_heads };
+    const struct { const char *field; int64_t rows; const char *by; int64_t heads; } products[] = {
+        { "q_len", p->q_len, "q_heads", p->q_heads }, { "q_total", p->q_total, "q_heads", p->q_heads },
+        { "kv_len", p->kv_len, "kv_heads", p->kv_heads }, { "page_size", p->page_size, "kv_heads", p->kv_heads },
+    };
     int64_t n;
-    for (int i = 0; i < 2; i++)
-        if (!attn_multiply(rows[i], heads[i], &n) || !attn_multiply(n, MAX_DIM, &n))
-            return attn_fail(ATTN_INVALID, "%s = %lld: times %s = %lld overflows 64 bits", i ? "kv_len" : "q_len",
-                             (long long)rows[i], i ? "kv_heads" : "q_heads", (long long)heads[i]);
+    for (size_t i = 0; i < sizeof products / sizeof *products; i++)
+        if (!attn_multiply(products[i].rows, products[i].heads, &n) || !attn_multiply(n, MAX_DIM, &n))
+            return attn_fail(ATTN_INVALID, "%s = %lld: times %s = %lld overflows 64 bits", products[i].field,
+                             (long long)products[i].rows, products[i].by, (long long)products[i].heads);
+    if (!attn_multiply(p->batch, p->q_heads, &n) || !attn_multiply(n, p->q_len, &n))
+        return attn_fail(ATTN_INVALID, "batch = %lld: times q_heads = %lld times q_len = %lld overflows 64 bits",
+                         (long long)p->batch, (long long)p->q_heads, (long long)p->q_len);
     if ((p->bias_dtype || p->has_mask) && (!attn_multiply(p->q_len, p->kv_len, &n) || !attn_multiply(n, p->q_heads, &n)))
         return attn_fail(ATTN_INVALID, "q_len * kv_len * q_heads overflows 64 bits");
     return ATTN_OK;
 }
 
+static attn_status complete(attn_problem *p) {
+    default_values(p);
+    if (check_enums(p) || check_flags(p) || check_sizes(p)) return ATTN_INVALID;
+    if (check_relations(p) || check_products(p)) return ATTN_INVALID;
+    default_strides(p);
+    return check_strides(p);
+}
+
 attn_status attn_problem_import(attn_problem *to, const attn_problem *from) {
     if (!from) return attn_fail(ATTN_INVALID, "problem = NULL");
     attn_problem p;
-    if (import_struct(&p, sizeof p, from, from->struct_size, "problem")) return ATTN_INVALID;
+    if (attn_struct_import(&p, sizeof p, from, from->struct_size, "problem")) return ATTN_INVALID;
     p.struct_size = (uint32_t)sizeof p;
-    default_values(&p);
-    if (check_enums(&p) || check_flags(&p) || check_sizes(&p)) return ATTN_INVALID;
-    if (check_relations(&p) || check_products(&p)) return ATTN_INVALID;
-    default_strides(&p);
-    if (check_strides(&p)) return ATTN_INVALID;
-    *to = p;
-    return ATTN_OK;
+    const attn_float_mode mode = attn_float_enter();
+    const attn_status status = complete(&p);
+    attn_float_leave(mode);
+    if (!status) *to = p;
+    return status;
 }
 
 attn_status attn_problem_resolve(attn_problem *problem) {

@@ -1,7 +1,9 @@
 /* run.c — attn_run: check the pointers, check what only now is known (lengths, page ids), hand over to the kernel. */
+#include "float_mode.h"
 #include "half.h"
 #include "kernel.h"
 #include "sequence.h"
+#include <errno.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,16 +20,19 @@ static attn_status check_pointer(const char *field, const void *pointer, int nee
 static attn_status check_pointers(const attn_problem *p, const attn_tensors *t) {
     const size_t element = (size_t)attn_dtype_size(p->dtype);
     const int any_q = p->batch && (p->packed_q ? p->q_total : p->q_len);
-    const int any_kv = any_q && (p->packed_kv ? p->kv_total : p->kv_len);
+    const int any_kv = any_q && (p->packed_kv ? p->kv_total : p->kv_len), any_batch = p->batch != 0;
     const struct { const char *field; const void *pointer; int needed; size_t alignment; } rows[] = {
         { "q", t->q, any_q, element }, { "k", t->k, any_kv, element }, { "v", t->v, any_kv && !p->v_in_k, element },
         { "o", t->o, any_q, (size_t)attn_dtype_size(p->o_dtype) }, { "lse", t->lse, 0, 4 },
         { "bias", t->bias, p->bias_dtype && any_kv, p->bias_dtype == ATTN_F32 ? 4 : 2 },
-        { "mask", t->mask, p->has_mask && any_kv, 1 }, { "alibi_slopes", t->alibi_slopes, p->alibi != 0, 4 },
-        { "sinks", t->sinks, p->has_sinks, 4 }, { "cu_seqlens_q", t->cu_seqlens_q, p->packed_q, 4 },
-        { "cu_seqlens_kv", t->cu_seqlens_kv, p->packed_kv, 4 }, { "seqused_q", t->seqused_q, p->has_seqused_q, 4 },
-        { "seqused_kv", t->seqused_kv, p->has_seqused_kv, 4 }, { "leftpad_kv", t->leftpad_kv, p->has_leftpad_kv, 4 },
-        { "kv_batch_index", t->kv_batch_index, p->has_kv_batch_index, 4 },
+        { "mask", t->mask, p->has_mask && any_kv, 1 }, { "alibi_slopes", t->alibi_slopes, p->alibi && any_q, 4 },
+        { "sinks", t->sinks, p->has_sinks && any_q, 4 },
+        { "cu_seqlens_q", t->cu_seqlens_q, p->packed_q && any_batch, 4 },
+        { "cu_seqlens_kv", t->cu_seqlens_kv, p->packed_kv && any_batch, 4 },
+        { "seqused_q", t->seqused_q, p->has_seqused_q && any_batch, 4 },
+        { "seqused_kv", t->seqused_kv, p->has_seqused_kv && any_batch, 4 },
+        { "leftpad_kv", t->leftpad_kv, p->has_leftpad_kv && any_batch, 4 },
+        { "kv_batch_index", t->kv_batch_index, p->has_kv_batch_index && any_batch, 4 },
         { "block_table", t->block_table, p->page_size && any_kv, 4 },
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
@@ -103,26 +108,33 @@ static void clear_unused_rows(const attn_problem *p, const attn_tensors *t) {
     }
 }
 
+/* Nothing of the caller's thread may change but the outputs: not its floating-point mode or flags, not errno. */
+static attn_status run_checked(const attn_plan *plan, const attn_tensors *t, void *workspace, void *stream) {
+    const int saved = errno;
+    const attn_float_mode mode = attn_float_enter();
+    if (plan->problem.device == ATTN_CPU && plan->problem.has_seqused_q) clear_unused_rows(&plan->problem, t);
+    const attn_status status = plan->kernel->run(plan, t, workspace, stream);
+    attn_float_leave(mode);
+    errno = saved;
+    return status;
+}
+
 attn_status attn_run(const attn_plan *plan, const attn_tensors *caller_tensors, void *workspace, void *stream) {
     if (!plan) return attn_fail(ATTN_INVALID, "plan = NULL");
-    if (!caller_tensors || caller_tensors->struct_size < 8)
-        return attn_fail(ATTN_INVALID, "tensors: must be a struct made with ATTN_TENSORS_INIT");
+    if (!caller_tensors) return attn_fail(ATTN_INVALID, "tensors = NULL");
     const attn_problem *p = &plan->problem;
-    attn_tensors t = ATTN_TENSORS_INIT;
-    memcpy(&t, caller_tensors,
-           caller_tensors->struct_size < sizeof t ? caller_tensors->struct_size : sizeof t);
+    attn_tensors t;
+    if (attn_struct_import(&t, sizeof t, caller_tensors, caller_tensors->struct_size, "tensors")) return ATTN_INVALID;
+    if (t.reserved) return attn_fail(ATTN_INVALID, "tensors.reserved = %u: must be 0", (unsigned)t.reserved);
     if (p->v_in_k) t.v = t.k;
     if (check_pointers(p, &t)) return ATTN_INVALID;
     const size_t alignment = p->device == ATTN_CPU ? 64 : 256;
     if (plan->workspace && (!workspace || (uintptr_t)workspace % alignment))
         return attn_fail(ATTN_INVALID, "workspace = %p: the plan needs %lld bytes aligned to %zu", workspace,
                          (long long)plan->workspace, alignment);
-    if (p->device == ATTN_CPU) {
-        if (check_lengths(p, &t)) return ATTN_INVALID;
-        if (p->has_seqused_q) clear_unused_rows(p, &t);
-    }
     if (!p->batch || !(p->packed_q ? p->q_total : p->q_len)) return ATTN_OK;
-    return plan->kernel->run(plan, &t, workspace, stream);
+    if (p->device == ATTN_CPU && check_lengths(p, &t)) return ATTN_INVALID;
+    return run_checked(plan, &t, workspace, stream);
 }
 
 attn_status attn_attend(const attn_problem *problem, const attn_tensors *tensors, void *stream) {
@@ -131,7 +143,7 @@ attn_status attn_attend(const attn_problem *problem, const attn_tensors *tensors
     if (status) return status;
     void *workspace = NULL;
     const size_t bytes = (attn_plan_workspace(plan) + 63) / 64 * 64;
-    if (bytes && problem->device != ATTN_CPU)
+    if (bytes && plan->problem.device != ATTN_CPU)
         status = attn_fail(ATTN_UNSUPPORTED, "attn_attend: this CUDA plan needs a workspace of %zu bytes in device "
                            "memory; use attn_plan_create and attn_run", bytes);
     else if (bytes && !(workspace = aligned_alloc(64, bytes)))
