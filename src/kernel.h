@@ -43,7 +43,7 @@ struct attn_plan {
     void              *parallel_context;
     int64_t            workspace;   /* bytes */
     int64_t            schedule[8]; /* the kernel's own numbers, set by its prepare */
-    void              *device_code; /* CUDA kernels: what prepare loaded, owned by the driver layer */
+    void              *device_code[4]; /* CUDA kernels: what prepare loaded, owned by the driver layer */
 };
 
 struct attn_kernel {
@@ -51,7 +51,7 @@ struct attn_kernel {
     const char *summary;            /* one line */
     attn_pass   pass;
     attn_device device;
-    unsigned    isa;                /* CPU: bits of isa.def that it executes */
+    unsigned    isa;                /* CPU: bits of isa.def that it executes; CUDA: see cuda/launch.h */
     unsigned    dtypes;             /* ATTN_DTYPE_BIT of Q, K, V */
     unsigned    features;           /* ATTN_NEEDS_* that it computes */
     const char *(*refuse)(const attn_problem *);   /* NULL, or a reason that the bits can't say; may be NULL */
@@ -71,9 +71,9 @@ unsigned    attn_problem_needs(const attn_problem *resolved);
 const char *attn_needs_sentence(unsigned needs_bit);
 int64_t     attn_dtype_size(attn_dtype dtype);     /* bytes; 0 for an unknown one */
 
-/* plan.c: NULL = fits; otherwise why not. */
-const char *attn_kernel_refuses(const attn_kernel *kernel, const attn_problem *resolved);
-const char *attn_kernel_unavailable(const attn_kernel *kernel);
+/* plan.c: NULL = fits; otherwise why not. cuda_device: ordinal, for CUDA kernels. */
+const char *attn_kernel_refuses(const attn_kernel *kernel, const attn_problem *resolved, int cuda_device);
+const char *attn_kernel_unavailable(const attn_kernel *kernel, int cuda_device);
 
 /* isa.c: bits of the instruction sets that this CPU, its OS and ATTN_CPU_ISA let us use. */
 unsigned attn_isa_bits(void);

@@ -1,14 +1,20 @@
 /* plan.c — choosing a kernel, and saying why. attn_explain and attn_plan_create ask the same function. */
 #include "float_mode.h"
 #include "kernel.h"
+#if defined(ATTN_WITH_CUDA)
+#include "cuda/launch.h"
+#endif
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 /* ---- which kernel ---- */
 
-const char *attn_kernel_unavailable(const attn_kernel *kernel) {
-    if (kernel->device != ATTN_CPU) return NULL;   /* the driver layer answers when a plan is made */
+const char *attn_kernel_unavailable(const attn_kernel *kernel, int cuda_device) {
+#if defined(ATTN_WITH_CUDA)
+    if (kernel->device == ATTN_CUDA) return attn_cuda_unavailable(kernel->isa, cuda_device);
+#endif
+    (void)cuda_device;
     const unsigned missing = kernel->isa & ~attn_isa_bits();
 #define ATTN_ISA(name, index, description) \
     if (missing & (1u << (index))) return "needs " description ", which this CPU lacks or ATTN_CPU_ISA forbids";
@@ -17,10 +23,10 @@ const char *attn_kernel_unavailable(const attn_kernel *kernel) {
     return NULL;
 }
 
-const char *attn_kernel_refuses(const attn_kernel *kernel, const attn_problem *problem) {
+const char *attn_kernel_refuses(const attn_kernel *kernel, const attn_problem *problem, int cuda_device) {
     if (kernel->pass != problem->pass) return "computes another pass";
     if (kernel->device != problem->device) return "runs on another device";
-    const char *unavailable = attn_kernel_unavailable(kernel);
+    const char *unavailable = attn_kernel_unavailable(kernel, cuda_device);
     if (unavailable) return unavailable;
     if (!(kernel->dtypes & ATTN_DTYPE_BIT(problem->dtype))) return "dtype not supported";
     const unsigned missing = attn_problem_needs(problem) & ~kernel->features;
@@ -34,19 +40,32 @@ static const attn_kernel *kernel_named(const char *name) {
     return NULL;
 }
 
+/* Before any kernel is asked: is there a device for the problem at all? */
+static attn_status check_device(const attn_problem *p, const attn_options *options) {
+    if (p->device != ATTN_CUDA) return ATTN_OK;
+#if defined(ATTN_WITH_CUDA)
+    return attn_cuda_check_device(options->cuda_device);
+#else
+    (void)options;
+    return attn_fail(ATTN_UNSUPPORTED, "device = ATTN_CUDA: this library was built without CUDA kernels");
+#endif
+}
+
 static attn_status choose(const attn_kernel **out, const attn_problem *p, const attn_options *options) {
+    attn_status status = check_device(p, options);
+    if (status) return status;
     if (options->kernel) {
         const attn_kernel *kernel = kernel_named(options->kernel);
         if (!kernel)
             return attn_fail(ATTN_INVALID, "options.kernel = \"%s\": no such kernel (attn info lists them)",
                              options->kernel);
-        const char *why = attn_kernel_refuses(kernel, p);
+        const char *why = attn_kernel_refuses(kernel, p, options->cuda_device);
         if (why) return attn_fail(ATTN_UNSUPPORTED, "kernel %s: %s", kernel->name, why);
         *out = kernel;
         return ATTN_OK;
     }
     for (const attn_kernel *const *k = attn_kernels; *k; k++)
-        if (!attn_kernel_refuses(*k, p)) {
+        if (!attn_kernel_refuses(*k, p, options->cuda_device)) {
             *out = *k;
             return ATTN_OK;
         }
@@ -129,11 +148,13 @@ int attn_explain(const attn_problem *problem, const attn_options *caller_options
     int length = 0;
     for (const attn_kernel *const *k = attn_kernels; *k; k++) {
         if ((*k)->pass != p.pass || (*k)->device != p.device) continue;
-        const char *why = attn_kernel_refuses(*k, &p);
+        const char *why = attn_kernel_refuses(*k, &p, options.cuda_device);
         const int room = (size_t)length < size;
-        length += snprintf(room ? text + length : NULL, room ? size - (size_t)length : 0, "%-24s %s\n", (*k)->name,
+        length += snprintf(room ? text + length : NULL, room ? size - (size_t)length : 0, "%-24s %s
+", (*k)->name,
                            why ? why : *k == chosen ? "chosen" : "fits");
     }
+    if (!length) length = snprintf(text, size, "no kernel for this pass and device is built in\n");
     return length;
 }
 
@@ -144,7 +165,7 @@ attn_status attn_kernel_describe(int index, attn_kernel_info *info) {
         if (i == index) {
             const attn_kernel *k = attn_kernels[i];
             *info = (attn_kernel_info){ .struct_size = info->struct_size, .pass = k->pass, .name = k->name,
-                                        .summary = k->summary, .unavailable = attn_kernel_unavailable(k),
+                                        .summary = k->summary, .unavailable = attn_kernel_unavailable(k, 0),
                                         .device = k->device, .dtypes = k->dtypes };
             return ATTN_OK;
         }

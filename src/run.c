@@ -4,6 +4,9 @@
 #include "kernel.h"
 #include "sequence.h"
 #include <errno.h>
+#if defined(ATTN_WITH_CUDA)
+#include "cuda/launch.h"
+#endif
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -108,12 +111,19 @@ static void clear_unused_rows(const attn_problem *p, const attn_tensors *t) {
     }
 }
 
+static attn_status run_kernel(const attn_plan *plan, const attn_tensors *t, void *workspace, void *stream) {
+#if defined(ATTN_WITH_CUDA)
+    if (plan->problem.device == ATTN_CUDA) return attn_cuda_run(plan, t, workspace, stream);
+#endif
+    return plan->kernel->run(plan, t, workspace, stream);
+}
+
 /* Nothing of the caller's thread may change but the outputs: not its floating-point mode or flags, not errno. */
 static attn_status run_checked(const attn_plan *plan, const attn_tensors *t, void *workspace, void *stream) {
     const int saved = errno;
     const attn_float_mode mode = attn_float_enter();
     if (plan->problem.device == ATTN_CPU && plan->problem.has_seqused_q) clear_unused_rows(&plan->problem, t);
-    const attn_status status = plan->kernel->run(plan, t, workspace, stream);
+    const attn_status status = run_kernel(plan, t, workspace, stream);
     attn_float_leave(mode);
     errno = saved;
     return status;

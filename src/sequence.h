@@ -23,6 +23,25 @@ typedef struct attn_sequence {
 
 typedef struct attn_range { int64_t low, high; } attn_range;   /* low <= j < high */
 
+ATTN_INLINE int64_t attn_clamp(int64_t x, int64_t low, int64_t high) {
+    return x < low ? low : x > high ? high : x;
+}
+
+/* The host can't check lengths that live on the device: force any content of them into the tensors, so that nothing
+ * outside is read or written. For valid lengths this changes nothing. */
+ATTN_INLINE void attn_sequence_bound(const attn_problem *p, attn_sequence *s) {
+    if (p->packed_q) s->q_first = attn_clamp(s->q_first, 0, p->q_total);
+    const int64_t q_rows = p->packed_q && p->q_total - s->q_first < p->q_len ? p->q_total - s->q_first : p->q_len;
+    s->q_rows = attn_clamp(s->q_rows, 0, q_rows);
+    s->q_len = attn_clamp(s->q_len, 0, s->q_rows);
+    s->kv_batch = p->packed_kv ? 0 : attn_clamp(s->kv_batch, 0, p->kv_batch > 0 ? p->kv_batch - 1 : 0);
+    s->kv_first = attn_clamp(s->kv_first, 0, p->packed_kv ? p->kv_total : p->kv_len);
+    int64_t kv_rows = p->page_size && !p->pages ? 0 : p->kv_len;
+    if (p->packed_kv && p->kv_total - s->kv_first < kv_rows) kv_rows = p->kv_total - s->kv_first;
+    if (p->has_leftpad_kv) kv_rows -= s->kv_first;
+    s->kv_len = attn_clamp(s->kv_len, 0, kv_rows);
+}
+
 ATTN_INLINE attn_sequence attn_sequence_at(const attn_problem *p, const attn_tensors *t, int64_t b) {
     attn_sequence s;
     s.b = s.q_batch = s.kv_batch = b;
@@ -48,6 +67,9 @@ ATTN_INLINE attn_sequence attn_sequence_at(const attn_problem *p, const attn_ten
         s.kv_len = s.kv_len > s.kv_first ? s.kv_len - s.kv_first : 0;
     }
     if (p->page_size) s.pages = t->block_table + b * p->block_table_stride;
+#if defined(__CUDA_ARCH__)
+    attn_sequence_bound(p, &s);
+#endif
     s.shift = p->top_left ? 0 : s.kv_len - s.q_len;
     return s;
 }
@@ -57,10 +79,25 @@ ATTN_INLINE int64_t attn_q_offset(const attn_sequence *s, attn_stride stride, in
     return s->q_batch * stride.batch + (s->q_first + i) * stride.seq + h * stride.head;
 }
 
+/* The page of key j. On the device ids are unchecked: one out of range becomes page 0, so that nothing outside the
+ * pool is read, and attn_page_valid lets a kernel make the rows concerned NaN. */
+ATTN_INLINE int64_t attn_page(const attn_problem *p, const attn_sequence *s, int64_t j) {
+    const int64_t page = s->pages[j / p->page_size];
+#if defined(__CUDA_ARCH__)
+    return page >= 0 && page < p->pages ? page : 0;
+#else
+    return page;
+#endif
+}
+
+ATTN_INLINE int attn_page_valid(const attn_problem *p, const attn_sequence *s, int64_t j) {
+    return !s->pages || (s->pages[j / p->page_size] >= 0 && s->pages[j / p->page_size] < p->pages);
+}
+
 /* Element offset of key j, K/V head h. */
 ATTN_INLINE int64_t attn_kv_offset(const attn_problem *p, const attn_sequence *s, attn_stride stride, int64_t j,
                                      int64_t h) {
-    if (s->pages) return s->pages[j / p->page_size] * stride.batch + (j % p->page_size) * stride.seq + h * stride.head;
+    if (s->pages) return attn_page(p, s, j) * stride.batch + (j % p->page_size) * stride.seq + h * stride.head;
     return s->kv_batch * stride.batch + (s->kv_first + j) * stride.seq + h * stride.head;
 }
 
