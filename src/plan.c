@@ -150,8 +150,7 @@ int attn_explain(const attn_problem *problem, const attn_options *caller_options
         if ((*k)->pass != p.pass || (*k)->device != p.device) continue;
         const char *why = attn_kernel_refuses(*k, &p, options.cuda_device);
         const int room = (size_t)length < size;
-        length += snprintf(room ? text + length : NULL, room ? size - (size_t)length : 0, "%-24s %s
-", (*k)->name,
+        length += snprintf(room ? text + length : NULL, room ? size - (size_t)length : 0, "%-24s %s\n", (*k)->name,
                            why ? why : *k == chosen ? "chosen" : "fits");
     }
     if (!length) length = snprintf(text, size, "no kernel for this pass and device is built in\n");
