@@ -23,7 +23,8 @@
 #define SIMD_UNROLL_BY(n) SIMD_PRAGMA(GCC unroll n)
 
 /* LANES of a vector; a register tile is TILE rows by VECS vectors: 12 accumulators, 2 operands, 1 broadcast of 16. */
-enum { LANES = 8, TILE = 6, VECS = 2 };
+#define SIMD_VECS 2
+enum { LANES = 8, TILE = 6, VECS = SIMD_VECS };
 typedef __m256 vec;
 typedef __m256 vmask;                                 /* all bits of a lane set or none */
 

@@ -30,7 +30,8 @@ SIMD_BEGIN(SIMD_TARGET)
 #define SIMD_UNROLL_BY(n) SIMD_PRAGMA(GCC unroll n)
 
 /* LANES of a vector; a register tile is TILE rows by VECS vectors: 24 accumulators, 4 operands, 1 broadcast of 32. */
-enum { LANES = 16, TILE = 6, VECS = 4 };
+#define SIMD_VECS 4
+enum { LANES = 16, TILE = 6, VECS = SIMD_VECS };
 typedef __m512 vec;
 typedef __mmask16 vmask;
 

@@ -17,7 +17,8 @@
 #endif
 
 /* LANES of a vector; a register tile is TILE rows by VECS vectors: compilers make 4-wide registers of it. */
-enum { LANES = 4, TILE = 6, VECS = 2 };
+#define SIMD_VECS 2
+enum { LANES = 4, TILE = 6, VECS = SIMD_VECS };
 typedef struct { float x[LANES]; } vec;
 typedef struct { int x[LANES]; } vmask;
 #define SIMD_EACH(type, expression) \

@@ -1,0 +1,161 @@
+/* flash_fwd_body.h — tiled attention with an online softmax, queries in lanes; included once per instruction set.
+ * An item walks its keys block by block: scores of a panel, masks at the edges, softmax, O += P V. Blocks start at
+ * multiples of BLOCK whatever the item, so that a row's bits depend on nothing but the row and its keys. */
+#include "flash_fwd_tiles.h"
+#include "flash_fwd_item.h"
+#include "flash_fwd_masks.h"
+
+enum { BLOCK = 96 };                                  /* keys: scores (24 KiB) and a block of V stay near L1 */
+/* schedule[]: */
+enum { ITEM_PANELS, ITEMS_PER_HEAD, GATHERS };
+
+typedef struct { const attn_plan *plan; const attn_tensors *t; char *workspace; } flash_job;
+
+/* ---- one panel, one block ---- */
+
+/* Vectors of lanes that see any of keys from .. to - 1: low .. high - 1. */
+static attn_range seeing_vectors(const panel *x, int64_t from, int64_t to) {
+    attn_range r = { 0, x->vecs };
+    while (r.low < r.high && x->lane_high[r.low * LANES + LANES - 1] <= from) r.low++;
+    while (r.low < r.high && x->lane_low[(r.high - 1) * LANES] >= to) r.high--;
+    return r;
+}
+
+static void fill_unseen(const flash *f, int64_t j, int64_t from, int64_t to) {
+    for (int64_t r = j; r < j + TILE; r++)
+        for (int64_t c = from; c < to; c++) v_store(f->scores + r * PANEL + c * LANES, v_set(-INFINITY));
+}
+
+static void panel_scores(const flash *f, const panel *x, int64_t first, int64_t last, int edge) {
+    const float *rows[TILE];
+    for (int64_t c = 0; c < PANEL; c += LANES) v_store(f->top + c, v_set(-INFINITY));
+    for (int64_t j = first; j < last; j += TILE) {
+        const float *const *k = f->k + j;
+        if (j + TILE > last) {                        /* repeat the last key; its copies are never looked at */
+            for (int r = 0; r < TILE; r++) rows[r] = f->k[at_most(j + r, last - 1)];
+            k = rows;
+        }
+        attn_range c = { 0, x->vecs };
+        if (edge) {
+            c = seeing_vectors(x, f->block + j, f->block + at_most(j + TILE, last));
+            fill_unseen(f, j, 0, c.low);
+            fill_unseen(f, j, c.high, x->vecs);
+            if (c.low >= c.high) continue;
+        }
+        score_tile_any((int)(c.high - c.low), f->p->qk_dim, x->q + c.low * LANES, k,
+                       f->scores + j * PANEL + c.low * LANES, f->top + c.low * LANES);
+    }
+}
+
+/* O += P V for rows q .. q + TILE - 1 over the keys that one of them sees. */
+static void value_rows(const flash *f, const panel *x, int64_t q, int64_t first, int64_t last) {
+    const int64_t rows = at_most(TILE, x->rows - q), n = last - first;
+    const int64_t whole = f->p->v_dim / (VECS * LANES) * (VECS * LANES), rest = f->p->v_dim - whole;
+    float *o = x->o + q * f->o_row;
+    const float *p = f->scores + first * PANEL + q;
+    for (int64_t d = 0; d < whole; d += VECS * LANES)
+        value_tile_full(rows, n, p, f->v + first, d, f->alpha + q, o + d, f->o_row);
+    if (!rest) return;
+    const int vecs = (int)((rest + LANES - 1) / LANES);
+    value_tile_last(vecs, v_first(rest - (vecs - 1) * LANES), rows, n, p, f->v + first, whole, f->alpha + q, o + whole,
+                    f->o_row);
+}
+
+static void panel_values(const flash *f, const panel *x, int64_t first, int64_t last) {
+    for (int64_t q = 0; q < x->rows; q += TILE) {
+        const int64_t end = at_most(q + TILE, x->rows) - 1;
+        const int64_t from = at_least(first, x->lane_low[q] - f->block);
+        const int64_t to = at_most(last, x->lane_high[end] - f->block);
+        if (from < to) value_rows(f, x, q, from, to);
+    }
+}
+
+static void panel_block(flash *f, panel *x) {
+    const attn_problem *p = f->p;
+    const int64_t first = at_least(x->low - f->block, 0) & ~(int64_t)1;   /* even: softmax sums go by parity */
+    const int64_t last = at_most(x->high - f->block, f->keys);
+    if (first >= last) return;
+    const int edge = f->block + first < x->all_low || f->block + last > x->all_high;
+    const int masked = edge || p->has_mask || p->bias_dtype;
+    panel_scores(f, x, first, last, edge);
+    if (f->edited) edit_scores(f, x, first, last);
+    if (p->bias_dtype) add_bias(f, x, first, last);
+    if (p->has_mask) apply_mask(f, x, first, last);
+    if (masked || f->edited) cut_ranges(f, x, first, last);
+    for (int c = 0; c < x->vecs * LANES; c += LANES)
+        softmax_lanes(f->scores + first * PANEL + c, last - first, f->c, f->top + c, x->m + c, x->l + c, f->alpha + c);
+    if (masked && !block_is_finite(f)) values_exact(f, x, first, last);
+    else panel_values(f, x, first, last);
+}
+
+/* ---- one item ---- */
+
+static void flash_item(void *arg, int64_t index, int slot) {
+    const flash_job *job = arg;
+    const int64_t *schedule = job->plan->schedule, per_head = schedule[ITEMS_PER_HEAD];
+    const attn_problem *p = &job->plan->problem;
+    const int64_t head = index / per_head, part = per_head - 1 - index % per_head;   /* causal: longest first */
+    flash f = { .p = p, .t = job->t, .s = attn_sequence_at(p, job->t, head / p->kv_heads) };
+    f.kv_head = head % p->kv_heads;
+    f.group = p->q_heads / p->kv_heads;
+    const int64_t rows = f.s.q_len * f.group, row = part * schedule[ITEM_PANELS] * PANEL;
+    if (row >= rows) return;
+    f.o_row = whole_vectors(p->v_dim);
+    f.edited = p->softcap > 0 || p->bias_dtype || p->alibi;
+    f.sign = !f.edited && p->scale < 0 ? -1 : 1;
+    f.c = (float)(f.edited ? 1.4426950408889634 : 1.4426950408889634 * fabs((double)p->scale));
+    f.count = at_most(schedule[ITEM_PANELS], (rows - row + PANEL - 1) / PANEL);
+    const flash_layout layout = lay_out(p, BLOCK, schedule[ITEM_PANELS], (int)schedule[GATHERS]);
+    place(&f, job->workspace + slot * layout.bytes, &layout);
+    int64_t low = INT64_MAX, high = 0;
+    for (int64_t i = 0; i < f.count; i++) {
+        panel *x = &f.panels[i];
+        x->row = row + i * PANEL;
+        x->rows = at_most(PANEL, rows - x->row);
+        open_panel(&f, x);
+        low = at_most(low, x->low);
+        high = at_least(high, x->high);
+    }
+    for (f.block = low / BLOCK * BLOCK; f.block < high; f.block += BLOCK) {
+        f.from = at_least(low - f.block, 0) & ~(int64_t)1;
+        f.keys = at_most(BLOCK, high - f.block);
+        load_block(&f, (int)schedule[GATHERS]);
+        for (int64_t i = 0; i < f.count; i++) panel_block(&f, &f.panels[i]);
+    }
+    for (int64_t i = 0; i < f.count; i++)
+        for (int64_t lane = 0; lane < f.panels[i].rows; lane++) close_row(&f, &f.panels[i], lane);
+}
+
+/* ---- the record ---- */
+
+static attn_status flash_prepare(attn_plan *plan) {
+    const attn_problem *p = &plan->problem;
+    const int64_t group = p->q_heads / p->kv_heads, gathers = p->dtype != ATTN_F32;
+    int64_t rows, items;
+    if (!attn_multiply(group, p->q_len, &rows) || rows > INT64_MAX - PANELS * PANEL)
+        return attn_fail(ATTN_INVALID, "q_len = %lld: times heads per K/V head overflows", (long long)p->q_len);
+    const int64_t panels = gathers ? 4 : 2;
+    const int64_t per_head = (rows + panels * PANEL - 1) / (panels * PANEL);
+    if (!attn_multiply(p->batch, p->kv_heads, &items) || !attn_multiply(items, per_head, &items))
+        return attn_fail(ATTN_INVALID, "batch = %lld: too many work items", (long long)p->batch);
+    plan->schedule[ITEM_PANELS] = panels;
+    plan->schedule[ITEMS_PER_HEAD] = per_head;
+    plan->schedule[GATHERS] = gathers;
+    plan->workspace = lay_out(p, BLOCK, panels, (int)gathers).bytes * plan->threads;
+    return ATTN_OK;
+}
+
+static attn_status flash_run(const attn_plan *plan, const attn_tensors *t, void *workspace, void *stream) {
+    (void)stream;
+    const attn_problem *p = &plan->problem;
+    flash_job job = { plan, t, workspace };
+    attn_parallel(plan, p->batch * p->kv_heads * plan->schedule[ITEMS_PER_HEAD], flash_item, &job);
+    return ATTN_OK;
+}
+SIMD_END
+
+const attn_kernel SIMD_NAME(attn_flash_fwd) = {
+    .name = "flash_fwd_" SIMD_STRING, .summary = "tiles of queries in lanes, online softmax, nothing packed but Q",
+    .pass = ATTN_FORWARD, .device = ATTN_CPU, .isa = SIMD_ISA, .dtypes = ATTN_DTYPE_BITS_ALL,
+    .features = ATTN_NEEDS_ALL, .prepare = flash_prepare, .run = flash_run,
+};
