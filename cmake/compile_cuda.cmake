@@ -1,5 +1,5 @@
-# compile_cuda.cmake — one .cu through nvcc, then the gate: a shipping kernel neither spills registers nor has its wgmma
-# serialised (ptxas C75xx), except where spills.txt names it with a reason. The ptxas report stays beside the fatbin.
+# compile_cuda.cmake — one .cu through nvcc, then the gate: a shipping kernel neither spills registers nor has its
+# wgmma serialised (ptxas C75xx), except where spills.txt names it. The ptxas report stays beside the fatbin.
 string(REPLACE "|" ";" archs "${ARCHS}")
 set(flags -std=c++17 -O3 -Xptxas -v --Werror all-warnings)
 if(LINE_INFO)
@@ -39,11 +39,11 @@ foreach(line IN LISTS lines)
             set(limit ${allowed_${entry}_${arch}})
         endif()
         if(CMAKE_MATCH_1 GREATER limit OR CMAKE_MATCH_2 GREATER limit)
-            string(APPEND wrong "${entry} ${arch}: spills ${CMAKE_MATCH_1} bytes (${CMAKE_MATCH_2} loaded), ${limit} allowed\n")
+            string(APPEND wrong "${entry} ${arch}: spills ${CMAKE_MATCH_1} bytes, ${limit} allowed\n")
         endif()
     endif()
 endforeach()
 if(wrong)
     file(REMOVE ${FATBIN})
-    message(FATAL_ERROR "${SOURCE}:\n${wrong}Make the tile smaller, or name the entry in src/cuda/spills.txt with the reason.")
+    message(FATAL_ERROR "${SOURCE}:\n${wrong}Make the tile smaller, or name the entry in spills.txt with a reason.")
 endif()

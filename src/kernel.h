@@ -39,6 +39,7 @@ struct attn_plan {
     int                threads;     /* slots that attn_parallel may use at once, >= 1 */
     int                splits;      /* options.splits */
     int                cuda_device;
+    int                checked;     /* CUDA: check lengths and tables on the host before each launch */
     attn_parallel_for  parallel_for;
     void              *parallel_context;
     int64_t            workspace;   /* bytes */
@@ -74,6 +75,9 @@ int64_t     attn_dtype_size(attn_dtype dtype);     /* bytes; 0 for an unknown on
 /* plan.c: NULL = fits; otherwise why not. cuda_device: ordinal, for CUDA kernels. */
 const char *attn_kernel_refuses(const attn_kernel *kernel, const attn_problem *resolved, int cuda_device);
 const char *attn_kernel_unavailable(const attn_kernel *kernel, int cuda_device);
+
+/* run.c: lengths and page ids of `t` (host memory) within their limits? */
+attn_status attn_check_lengths(const attn_problem *p, const attn_tensors *t);
 
 /* isa.c: bits of the instruction sets that this CPU, its OS and ATTN_CPU_ISA let us use. */
 unsigned attn_isa_bits(void);

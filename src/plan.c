@@ -85,6 +85,9 @@ static attn_status import_options(attn_options *to, const attn_options *from) {
     if (to->splits < 0) return attn_fail(ATTN_INVALID, "options.splits = %d: must be >= 0", (int)to->splits);
     if (to->cuda_device < 0)
         return attn_fail(ATTN_INVALID, "options.cuda_device = %d: must be >= 0", (int)to->cuda_device);
+    if (to->checked != 0 && to->checked != 1)
+        return attn_fail(ATTN_INVALID, "options.checked = %d: must be 0 or 1", (int)to->checked);
+    if (to->reserved) return attn_fail(ATTN_INVALID, "options.reserved = %d: must be 0", (int)to->reserved);
     return ATTN_OK;
 }
 
@@ -118,7 +121,7 @@ attn_status attn_plan_create(attn_plan **out, const attn_problem *problem, const
     attn_plan *plan = malloc(sizeof *plan);
     if (!plan) return attn_fail(ATTN_NO_MEMORY, "out of memory for a plan of %zu bytes", sizeof *plan);
     *plan = (attn_plan){ .problem = resolved, .kernel = kernel, .threads = plan_threads(&resolved, &options),
-                         .splits = options.splits, .cuda_device = options.cuda_device,
+                         .splits = options.splits, .cuda_device = options.cuda_device, .checked = options.checked,
                          .parallel_for = options.parallel_for, .parallel_context = options.parallel_context };
     const attn_float_mode mode = attn_float_enter();
     status = kernel->prepare ? kernel->prepare(plan) : ATTN_OK;

@@ -86,7 +86,7 @@ static attn_status check_sequence(const attn_problem *p, const attn_tensors *t, 
     return p->page_size ? check_pages(p, t, b, p->has_seqused_kv ? t->seqused_kv[b] : p->kv_len) : ATTN_OK;
 }
 
-static attn_status check_lengths(const attn_problem *p, const attn_tensors *t) {
+attn_status attn_check_lengths(const attn_problem *p, const attn_tensors *t) {
     if (p->packed_q && check_offsets("cu_seqlens_q", t->cu_seqlens_q, p->batch, p->q_total, p->q_len, "q_len"))
         return ATTN_INVALID;
     if (p->packed_kv && check_offsets("cu_seqlens_kv", t->cu_seqlens_kv, p->batch, p->kv_total, p->kv_len, "kv_len"))
@@ -143,7 +143,7 @@ attn_status attn_run(const attn_plan *plan, const attn_tensors *caller_tensors, 
         return attn_fail(ATTN_INVALID, "workspace = %p: the plan needs %lld bytes aligned to %zu", workspace,
                          (long long)plan->workspace, alignment);
     if (!p->batch || !(p->packed_q ? p->q_total : p->q_len)) return ATTN_OK;
-    if (p->device == ATTN_CPU && check_lengths(p, &t)) return ATTN_INVALID;
+    if (p->device == ATTN_CPU && attn_check_lengths(p, &t)) return ATTN_INVALID;
     return run_checked(plan, &t, workspace, stream);
 }
 

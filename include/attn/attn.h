@@ -182,6 +182,9 @@ typedef struct attn_options {
     void       *parallel_context;   /* handed to parallel_for; must outlive the plan                */
     int32_t     cuda_device;        /* device ordinal the plan is for (CUDA problems)               */
     int32_t     splits;             /* parts the keys are split into, where a kernel splits; 0 = it chooses */
+    int32_t     checked;            /* 1: CUDA runs first copy lengths and page tables to the host and check them
+                                       as CPU runs always do; this waits for the stream, can't be captured */
+    int32_t     reserved;           /* 0 */
 } attn_options;
 
 #ifdef __cplusplus
@@ -212,7 +215,9 @@ ATTN_API int attn_explain(const attn_problem *problem, const attn_options *optio
 
 /* ---- 4. Running ------------------------------------------------------------------------------------------ */
 
-/* Pointers to the first element, in the memory of problem.device, aligned to their element.
+/* Pointers to the first element, in the memory of problem.device (CUDA: all on options.cuda_device; managed memory
+ * is fine, host memory is not), aligned to their element. A fast CUDA kernel may want 16 bytes for q, k, v, o, bias
+ * and says so; reference_fwd_cuda takes any.
  * Only what the problem asks for is read; `lse` may be NULL where it isn't wanted. Inputs may alias each other,
  * outputs may not alias anything. Length arrays and tables are read when the run executes. */
 typedef struct attn_tensors {
@@ -246,10 +251,14 @@ static inline attn_tensors attn_tensors_init() { attn_tensors x = {}; x.struct_s
 /* Compute. `workspace`: attn_plan_workspace bytes, 64-byte aligned (CPU) or 256 (CUDA), in the problem's device
  * memory, content irrelevant; NULL if its size is 0. Two concurrent runs must not share a workspace or outputs.
  * `stream`: CUDA only, a CUstream / cudaStream_t; NULL = the default stream. CPU problems ignore it.
- * Allocates nothing, keeps nothing, prints nothing; leaves the floating-point environment as it was. On CUDA it
- * returns once the work is queued. Thread-safe.
- * @return ATTN_OK; ATTN_INVALID (a needed pointer is NULL or misaligned; CPU: a length or page id out of range,
- *         outputs untouched); ATTN_DEVICE_ERROR. */
+ * Allocates nothing, keeps nothing, prints nothing; leaves the floating-point environment as it was. Thread-safe.
+ * On CUDA it returns once the work is queued, leaves the caller's context and device as they were, copies nothing,
+ * waits for nothing, and may be captured into a graph, whose replays read the lengths and tables anew. There lengths
+ * beyond the plan's maxima are cut to them, and a page id out of range never makes a kernel read outside the pool:
+ * the rows concerned are unspecified (NaN from reference_fwd_cuda). options.checked makes either an error.
+ * @return ATTN_OK; ATTN_INVALID (a needed pointer is NULL, misaligned or on another device; the default stream while
+ *         another one is captured; CPU and checked plans: a length or page id out of range, outputs untouched);
+ *         ATTN_DEVICE_ERROR (the message has the driver's name for it; a broken context stays broken). */
 ATTN_API attn_status attn_run(const attn_plan *plan, const attn_tensors *tensors, void *workspace, void *stream);
 
 /* Plan, allocate a workspace, run, free: the convenient form for CPU problems. CUDA problems work when their plan

@@ -1,5 +1,6 @@
-/* driver.c — libcuda.so.1 by dlopen on first use, and its entry points in one table. Nothing links to CUDA: without a
- * driver the library works on, CPU only. Uses nothing else of the library, so that the tools can have their own copy. */
+/* driver.c — libcuda.so.1 by dlopen on first use, and its entry points in one table. Nothing links to CUDA:
+ * without a driver the library works on, CPU only. Uses nothing else of the library, so that the tools can have
+ * their own copy. */
 #include "driver.h"
 #include <dlfcn.h>
 #include <pthread.h>

@@ -79,8 +79,8 @@ enum { CU_MAP_FILL_ZEROS = 0, CU_MAP_FILL_NAN = 1 };                            
     F(LibraryUnload, cuLibraryUnload, 12000, (cu_library library)) \
     F(LibraryGetKernel, cuLibraryGetKernel, 12000, (cu_kernel *kernel, cu_library library, const char *name)) \
     F(KernelGetFunction, cuKernelGetFunction, 12000, (cu_function *function, cu_kernel kernel)) \
-    F(KernelSetAttribute, cuKernelSetAttribute, 12000, (int attribute, int value, cu_kernel kernel, cu_device device)) \
-    F(KernelGetAttribute, cuKernelGetAttribute, 12000, (int *value, int attribute, cu_kernel kernel, cu_device device)) \
+    F(KernelSetAttribute, cuKernelSetAttribute, 12000, \
+      (int attribute, int value, cu_kernel kernel, cu_device device)) \
     F(FuncLoad, cuFuncLoad, 12040, (cu_function function)) \
     F(FuncGetAttribute, cuFuncGetAttribute, 2020, (int *value, int attribute, cu_function function)) \
     F(LaunchKernelEx, cuLaunchKernelEx, 11060, \

@@ -25,6 +25,9 @@ cu_result attn_cuda_enter(attn_cuda_scope *scope, const attn_cuda_driver *driver
                           cu_context context);
 void      attn_cuda_leave(const attn_cuda_scope *scope, const attn_cuda_driver *driver);
 
+/* checked.c: copy lengths and tables to the host (waits for `stream`) and check them. */
+attn_status attn_cuda_check_lengths(const attn_problem *p, const attn_tensors *t, cu_stream stream);
+
 /* Out of memory or a device error: "DOING WHAT: CUDA_ERROR_...". */
 attn_status attn_cuda_fail(cu_result result, const char *doing, const char *what);
 #endif

@@ -1,5 +1,5 @@
-/* launch.c — running a plan on the tensors' own device: place checks, context, launch. Nothing is allocated, copied or
- * synchronised; every driver call here is legal while a stream is being captured. */
+/* launch.c — running a plan on the tensors' own device: place checks, context, launch. Nothing is allocated,
+ * copied or synchronised; every driver call here is legal while a stream is being captured. */
 #include "launch.h"
 #include "image.h"
 
@@ -36,7 +36,8 @@ typedef struct { const char *field; const void *pointer; } field_row;
 enum { MAX_FIELDS = 20 };
 
 /* The pointers that this problem uses; the others may be anything. */
-static int used_fields(field_row rows[MAX_FIELDS], const attn_plan *plan, const attn_tensors *t, const void *workspace) {
+static int used_fields(field_row rows[MAX_FIELDS], const attn_plan *plan, const attn_tensors *t,
+                       const void *workspace) {
     const attn_problem *p = &plan->problem;
     const struct { const char *field; const void *pointer; int used; } all[] = {
         { "q", t->q, 1 }, { "k", t->k, 1 }, { "v", t->v, 1 }, { "o", t->o, 1 }, { "lse", t->lse, 1 },
@@ -63,7 +64,7 @@ static attn_status check_place(const attn_cuda_driver *driver, const field_row *
     void *values[] = { context, &type, &managed, &device };
     *context = NULL;
     const cu_result result = driver->PointerGetAttributes(4, attributes, values, (cu_pointer)(uintptr_t)row->pointer);
-    if (result) return attn_cuda_fail(result, "asking for the device of tensors.", row->field);
+    if (result) return attn_cuda_fail(result, "asking for the device of tensor", row->field);
     if (!managed && type != CU_MEMORY_DEVICE)
         return attn_fail(ATTN_INVALID, "tensors.%s = %p: is not CUDA device memory (the problem says device = "
                          "ATTN_CUDA)", row->field, row->pointer);
@@ -130,6 +131,7 @@ attn_status attn_cuda_run(const attn_plan *plan, const attn_tensors *t, void *wo
     if (result) return attn_cuda_fail(result, "entering the context of", "the tensors");
     status = check_stream_device(driver, plan);
     if (!status) status = check_default_stream(driver, stream);
+    if (!status && plan->checked) status = attn_cuda_check_lengths(&plan->problem, t, stream);
     if (!status) status = plan->kernel->run(plan, t, workspace, stream);
     attn_cuda_leave(&scope, driver);
     return status;
@@ -142,8 +144,9 @@ attn_status attn_cuda_aligned(const attn_problem *p, const attn_tensors *t, int 
                                { "bias", p->bias_dtype ? t->bias : NULL } };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
         if ((uintptr_t)rows[i].pointer % (unsigned)bytes)
-            return attn_fail(ATTN_INVALID, "tensors.%s = %p: this kernel needs it aligned to %d bytes (options.kernel = "
-                             "\"reference_fwd_cuda\" takes any)", rows[i].field, rows[i].pointer, bytes);
+            return attn_fail(ATTN_INVALID, "tensors.%s = %p: this kernel needs it aligned to %d bytes "
+                             "(options.kernel = \"reference_fwd_cuda\" takes any)", rows[i].field,
+                             rows[i].pointer, bytes);
     return ATTN_OK;
 }
 
