@@ -232,7 +232,7 @@ static void append_field(text_buffer *t, const attn_problem *p, const field_row 
         const int64_t n = *(const int64_t *)(const void *)at;
         const int meant = n || !strcmp(f->name, "b") || !strcmp(f->name, "sq") ||
                           (!strcmp(f->name, "sk") && p->kv_empty);
-        if (!meant) return;
+        if (!meant || (f->offset == offsetof(attn_problem, kv_batch) && !p->has_kv_batch_index)) return;
         snprintf(value, sizeof value, "%lld", (long long)n);
     } else if (f->kind == FIELD_FLAG) {
         if (!*(const int32_t *)(const void *)at) return;
