@@ -1,0 +1,190 @@
+/* gpu.c — device memory, a stream and event timing for the tools, on the device's primary context. */
+#include "gpu.h"
+#include "cuda/driver.h"
+#include <stdlib.h>
+#include <string.h>
+
+enum { EVENTS = 64 };               /* pairs in flight while timing */
+
+struct check_gpu {
+    const attn_cuda_driver *driver;
+    cu_device  device;
+    cu_context context;
+    cu_stream  stream;
+    cu_event   start[EVENTS], stop[EVENTS];
+    cu_pointer flush;               /* twice the L2 cache, overwritten to empty it; 0 until needed */
+    size_t     flush_bytes;
+    cu_result  error;               /* the first one */
+    check_gpu_info info;
+};
+
+static int failed(check_gpu *gpu, cu_result result) {
+    if (result && !gpu->error) gpu->error = result;
+    return result != CU_OK;
+}
+
+/* ---- life ---- */
+
+static int attribute(const check_gpu *gpu, int which) {
+    int value = 0;
+    return gpu->driver->DeviceGetAttribute(&value, which, gpu->device) ? 0 : value;
+}
+
+static void read_info(check_gpu *gpu, int ordinal) {
+    check_gpu_info *info = &gpu->info;
+    size_t bytes = 0;
+    info->ordinal = ordinal;
+    (void)gpu->driver->DeviceGetCount(&info->count);
+    (void)gpu->driver->DriverGetVersion(&info->driver);
+    (void)gpu->driver->DeviceGetName(info->name, (int)sizeof info->name, gpu->device);
+    (void)gpu->driver->DeviceTotalMem(&bytes, gpu->device);
+    info->memory_bytes = (double)bytes;
+    info->capability = 10 * attribute(gpu, CU_CAPABILITY_MAJOR) + attribute(gpu, CU_CAPABILITY_MINOR);
+    info->multiprocessors = attribute(gpu, CU_MULTIPROCESSOR_COUNT);
+    info->clock_khz = attribute(gpu, CU_CLOCK_RATE);
+    info->memory_khz = attribute(gpu, CU_MEMORY_CLOCK_RATE);
+    info->bus_bits = attribute(gpu, CU_MEMORY_BUS_WIDTH);
+    info->l2_bytes = attribute(gpu, CU_L2_BYTES);
+}
+
+static cu_result start(check_gpu *gpu, int ordinal) {
+    const attn_cuda_driver *d = gpu->driver;
+    cu_result result = d->DeviceGet(&gpu->device, ordinal);
+    if (!result) result = d->DevicePrimaryCtxRetain(&gpu->context, gpu->device);
+    if (!result) result = d->CtxPushCurrent(gpu->context);
+    if (!result) result = d->StreamCreate(&gpu->stream, 0);
+    for (int i = 0; i < EVENTS && !result; i++) {
+        result = d->EventCreate(&gpu->start[i], 0);
+        if (!result) result = d->EventCreate(&gpu->stop[i], 0);
+    }
+    return result;
+}
+
+check_gpu *check_gpu_open(int ordinal, char *why, size_t size) {
+    const attn_cuda_driver *driver = attn_cuda_open(why, size);
+    if (!driver) return NULL;
+    check_gpu *gpu = calloc(1, sizeof *gpu);
+    if (!gpu) {
+        snprintf(why, size, "out of memory");
+        return NULL;
+    }
+    gpu->driver = driver;
+    const cu_result result = start(gpu, ordinal);
+    if (result) {
+        snprintf(why, size, "CUDA device %d: %s", ordinal, attn_cuda_error(driver, result));
+        check_gpu_close(gpu);
+        return NULL;
+    }
+    read_info(gpu, ordinal);
+    return gpu;
+}
+
+void check_gpu_close(check_gpu *gpu) {
+    if (!gpu) return;
+    const attn_cuda_driver *d = gpu->driver;
+    cu_context popped;
+    for (int i = 0; i < EVENTS; i++) {
+        if (gpu->start[i]) (void)d->EventDestroy(gpu->start[i]);
+        if (gpu->stop[i]) (void)d->EventDestroy(gpu->stop[i]);
+    }
+    if (gpu->flush) (void)d->MemFree(gpu->flush);
+    if (gpu->stream) (void)d->StreamDestroy(gpu->stream);
+    if (gpu->context) {
+        (void)d->CtxPopCurrent(&popped);
+        (void)d->DevicePrimaryCtxRelease(gpu->device);
+    }
+    free(gpu);
+}
+
+void check_gpu_describe(const check_gpu *gpu, check_gpu_info *info) { *info = gpu->info; }
+void *check_gpu_stream(check_gpu *gpu) { return gpu->stream; }
+
+int check_gpu_wait(check_gpu *gpu, char *why, size_t size) {
+    const cu_result result = gpu->driver->CtxSynchronize();
+    if (!failed(gpu, result)) return 0;
+    snprintf(why, size, "%s", attn_cuda_error(gpu->driver, result));
+    return 1;
+}
+
+/* ---- memory ---- */
+
+static void *gpu_alloc(void *context, size_t bytes) {
+    check_gpu *gpu = context;
+    cu_pointer pointer = 0;
+    if (failed(gpu, gpu->driver->MemAlloc(&pointer, bytes ? bytes : 1))) return NULL;
+    return (void *)(uintptr_t)pointer;
+}
+
+static void gpu_free(void *context, void *memory) {
+    check_gpu *gpu = context;
+    if (memory) (void)failed(gpu, gpu->driver->MemFree((cu_pointer)(uintptr_t)memory));
+}
+
+static int gpu_upload(void *context, void *device, const void *host, size_t bytes) {
+    check_gpu *gpu = context;
+    return failed(gpu, gpu->driver->CtxSynchronize()) ||
+           (bytes && failed(gpu, gpu->driver->MemcpyHtoD((cu_pointer)(uintptr_t)device, host, bytes)));
+}
+
+static int gpu_download(void *context, void *host, const void *device, size_t bytes) {
+    check_gpu *gpu = context;
+    return failed(gpu, gpu->driver->CtxSynchronize()) ||
+           (bytes && failed(gpu, gpu->driver->MemcpyDtoH(host, (cu_pointer)(uintptr_t)device, bytes)));
+}
+
+check_memory check_gpu_memory(check_gpu *gpu) {
+    return (check_memory){ .name = "cuda", .device = ATTN_CUDA, .alloc = gpu_alloc, .free = gpu_free,
+                           .upload = gpu_upload, .download = gpu_download, .context = gpu };
+}
+
+/* ---- timing ---- */
+
+static int flush(check_gpu *gpu) {
+    const attn_cuda_driver *d = gpu->driver;
+    if (!gpu->flush) {
+        gpu->flush_bytes = 2 * (size_t)(gpu->info.l2_bytes > 0 ? gpu->info.l2_bytes : 64 << 20);
+        if (failed(gpu, d->MemAlloc(&gpu->flush, gpu->flush_bytes))) return 1;
+    }
+    return failed(gpu, d->MemsetD8Async(gpu->flush, 0x5a, gpu->flush_bytes, gpu->stream));
+}
+
+/* Up to EVENTS runs, each between its own events. Negative: failed. */
+static double time_cold(check_gpu *gpu, check_gpu_work work, void *arg, int count) {
+    const attn_cuda_driver *d = gpu->driver;
+    double seconds = 0;
+    for (int i = 0; i < count; i++)
+        if (flush(gpu) || failed(gpu, d->EventRecord(gpu->start[i], gpu->stream)) || work(arg, gpu->stream) ||
+            failed(gpu, d->EventRecord(gpu->stop[i], gpu->stream)))
+            return -1;
+    if (failed(gpu, d->EventSynchronize(gpu->stop[count - 1]))) return -1;
+    for (int i = 0; i < count; i++) {
+        float milliseconds;
+        if (failed(gpu, d->EventElapsedTime(&milliseconds, gpu->start[i], gpu->stop[i]))) return -1;
+        seconds += 1e-3 * (double)milliseconds;
+    }
+    return seconds;
+}
+
+static double time_warm(check_gpu *gpu, check_gpu_work work, void *arg, int64_t iterations) {
+    const attn_cuda_driver *d = gpu->driver;
+    float milliseconds;
+    if (failed(gpu, d->EventRecord(gpu->start[0], gpu->stream))) return -1;
+    for (int64_t i = 0; i < iterations; i++)
+        if (work(arg, gpu->stream)) return -1;
+    if (failed(gpu, d->EventRecord(gpu->stop[0], gpu->stream)) ||
+        failed(gpu, d->EventSynchronize(gpu->stop[0])) ||
+        failed(gpu, d->EventElapsedTime(&milliseconds, gpu->start[0], gpu->stop[0])))
+        return -1;
+    return 1e-3 * (double)milliseconds;
+}
+
+double check_gpu_time(check_gpu *gpu, check_gpu_work work, void *arg, int64_t iterations, int cold) {
+    if (!cold) return time_warm(gpu, work, arg, iterations);
+    double seconds = 0;
+    for (int64_t done = 0; done < iterations; done += EVENTS) {
+        const double part = time_cold(gpu, work, arg, iterations - done < EVENTS ? (int)(iterations - done) : EVENTS);
+        if (part < 0) return -1;
+        seconds += part;
+    }
+    return seconds;
+}
