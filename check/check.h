@@ -19,18 +19,34 @@ typedef enum check_lengths {        /* how ragged lengths are drawn, where the p
     CHECK_LENGTHS_EDGES             /* 0, 1, tile edges, maximum in turn */
 } check_lengths;
 
+typedef enum check_layout {         /* strides, where the problem gives none */
+    CHECK_LAYOUT_BSHD,              /* dense [batch, seq, head, dim] */
+    CHECK_LAYOUT_BHSD,              /* dense [batch, head, seq, dim] */
+    CHECK_LAYOUT_GAPS               /* bshd with gaps after every dim, different for each tensor */
+} check_layout;
+
 typedef struct check_case {
-    attn_problem  problem;          /* zero fields are defaults, as in the API */
+    attn_problem  problem;          /* zero fields are defaults, as in the API; see check_case_complete */
     const char   *shape;            /* its name in shapes.def, or "custom" */
     check_fill    fill;
     check_lengths lengths;
+    check_layout  layout;
+    int           no_lse;           /* 1: tensors.lse = NULL */
     uint64_t      seed;
 } check_case;
 
-extern const char *const check_fill_names[];            /* [CHECK_FILLS] */
+extern const char *const check_fill_names[];            /* [CHECK_FILLS], as on the command line */
+extern const char *const check_lengths_names[3];
+extern const char *const check_layout_names[3];
 extern const check_case  check_shapes[];                /* from shapes.def; fill, lengths, seed are 0 */
 extern const int         check_shape_count;
-/* "attn check --kernel K ..." that repeats the case; writes at most size bytes. */
+/* Give the sizes that packed, paged and indexed problems need (totals, pages, table columns, K/V rows) where they are 0,
+ * and the layout's strides. check_data_create does this itself. */
+void check_case_complete(check_case *c);
+/* A random problem, small enough for a test (at most ~2^22 score-dim products); the same for the same seed. */
+check_case check_random_case(uint64_t seed);
+/* "attn check --kernel K ..." that repeats the case, as snprintf. Its options are those of the command; a row of
+ * shapes.def is named (--shape NAME); --layout bshd|bhsd|gaps and --no-lse say the fields above. */
 int check_case_command(const check_case *c, const char *kernel, char *text, size_t size);
 
 /* ---- tensors and answers ---- */
@@ -69,7 +85,9 @@ typedef struct check_verdict {
     double o_error, lse_error;      /* largest |x - oracle| */
     double o_ratio, lse_ratio;      /* largest error / bound; > 1 is wrong */
     double rms_error;               /* of O */
-    char   reason[256];             /* "" or the first wrong element: place, value, expected, allowed, suspicion */
+    double rms_ratio;               /* root mean square of error / bound of O: the tensor-level gate */
+    int64_t rows, rows_checked;     /* rows of O; large cases compare a sample of them, spread and at the edges */
+    char   reason[512];             /* "" or the first wrong element: place, value, expected, allowed, suspicion */
 } check_verdict;
 
 /* Compare outputs with the answer: NaN-safe, non-finite exactly where the oracle is, gaps and guards untouched. */
@@ -102,8 +120,23 @@ attn_status check_run(check_candidate *candidate, check_data *data, const attn_o
                       check_verdict *verdict, const char **refusal);
 
 /* ---- oracle.c: float64, two passes, compensated sums; shares no code with the library ---- */
-/* o [rows of O dense: batch-or-packed, q, head, v_dim], lse [.., head]; NULL parts are skipped. `weight`: sum over
- * visible keys of p |v| per element of O; `reach`: per row, largest |scale| * sum |q k| (plus bias terms). */
-void check_oracle(const attn_problem *resolved, const attn_tensors *host, double *o, double *lse, double *weight,
-                  double *reach, double *v_sum, int64_t *keys);
+
+/* One row of the answer. The arrays belong to the caller, v_dim each. p: the softmax weights (sink included). */
+typedef struct check_row {
+    double *o;
+    double *weight;    /* sum of p |v| */
+    double *drift;     /* sum of p |v - o| * reach: how far O moves per relative error of the scores */
+    double *tail;      /* sum of |v| / denominator, where the largest term of the denominator is 1 */
+    double  lse;
+    double  reach;     /* sum of p * reach(j), reach(j) = size of all that was summed up to key j's exponent */
+    double  reach_max; /* the largest number a score meets on its way: beyond f32, nothing is promised */
+    int64_t keys;      /* visible keys */
+} check_row;
+
+/* Deliberate mistakes, to name what a wrong kernel did; all zero: none. */
+typedef struct check_bend { int64_t low, high, kv_head; } check_bend;
+
+/* Query i of sequence b, head h. `host`: tensors that the CPU can read. Returns 0 if out of memory. */
+int check_oracle_row(const attn_problem *resolved, const attn_tensors *host, int64_t b, int64_t h, int64_t i,
+                     const check_bend *bend, check_row *row);
 #endif
