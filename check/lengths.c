@@ -12,7 +12,7 @@ static attn_stride laid_out(check_layout layout, int64_t batch_rows, int64_t hea
         return (attn_stride){ .batch = heads * batch_rows * dim, .seq = dim, .head = batch_rows * dim };
     attn_stride s = { .head = dim + gap };
     s.seq = heads * s.head + gap + 1;
-    s.batch = batch_rows * s.seq + 2 * gap;
+    s.batch = (batch_rows ? batch_rows : 1) * s.seq + 2 * gap;
     return s;
 }
 

@@ -235,6 +235,7 @@ static attn_status check_outputs(const attn_problem *p) {
                   o[3] = { p->o_stride.batch, p->o_stride.seq, p->o_stride.head },
                   lse[4] = { p->lse_stride.batch, p->lse_stride.seq, p->lse_stride.head, 1 };
     if (check_extent("lse_stride", 4, extents, lse)) return ATTN_INVALID;
+    if (!batch || !seq) return ATTN_OK;
     if (rows_overlap(extents, o, p->v_dim))
         return attn_fail(ATTN_INVALID, "o_stride = {%lld, %lld, %lld}: rows of O may not share memory",
                          (long long)o[0], (long long)o[1], (long long)o[2]);
