@@ -49,8 +49,8 @@ static attn_status check_offsets(const char *field, const int32_t *offsets, int6
                                  int64_t longest, const char *maximum) {
     for (int64_t b = 0; b <= batch; b++) {
         const int64_t length = b ? (int64_t)offsets[b] - offsets[b - 1] : 0;
-        if (offsets[b] < 0 || offsets[b] > total || length < 0)
-            return attn_fail(ATTN_INVALID, "%s[%lld] = %d: must ascend within 0 .. %lld", field, (long long)b,
+        if (offsets[b] < 0 || offsets[b] > total || length < 0 || (!b && offsets[b]))
+            return attn_fail(ATTN_INVALID, "%s[%lld] = %d: must ascend from 0 within 0 .. %lld", field, (long long)b,
                              (int)offsets[b], (long long)total);
         if (length > longest)
             return attn_fail(ATTN_INVALID, "%s[%lld] = %d: sequence of %lld tokens, planned for %s = %lld", field,
