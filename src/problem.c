@@ -212,6 +212,7 @@ static attn_status check_scores(const char *field, int64_t element_size, attn_sc
  * `width` elements share one. (Extents and strides have passed check_extent: nothing here overflows.) */
 static int rows_overlap(const int64_t extents[3], const int64_t strides[3], int64_t width) {
     int order[3] = { 0, 1, 2 };
+    if (!extents[0] || !extents[1] || !extents[2]) return 0;
     for (int i = 1; i < 3; i++)
         for (int j = i; j > 0 && strides[order[j]] < strides[order[j - 1]]; j--) {
             const int other = order[j];

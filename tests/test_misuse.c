@@ -205,6 +205,9 @@ static void options(void **state) {
     BAD_OPTION(ATTN_INVALID, "options.splits", o.splits = -1);
     BAD_OPTION(ATTN_INVALID, "options.splits", o.splits = INT32_MIN);
     BAD_OPTION(ATTN_INVALID, "options.cuda_device", o.cuda_device = -1);
+    BAD_OPTION(ATTN_INVALID, "options.checked", o.checked = 2);
+    BAD_OPTION(ATTN_INVALID, "options.checked", o.checked = -1);
+    BAD_OPTION(ATTN_INVALID, "options.reserved", o.reserved = 1);
     BAD_OPTION(ATTN_INVALID, "options.kernel", o.kernel = "no_such_kernel");
     BAD_OPTION(ATTN_INVALID, "options.kernel", o.kernel = "");
     BAD_OPTION(ATTN_INVALID, "options.struct_size", o.struct_size = 0);
