@@ -34,13 +34,19 @@ void cli_progress_end(void) {
     terminal.progress_shown = 0;
 }
 
+void cli_print_clean(FILE *to, const char *text) {
+    for (; *text; text++) fputc((unsigned char)*text < ' ' || *text == 127 ? '?' : *text, to);
+}
+
 static void say(cli_style style, const char *kind, const char *format, va_list arguments) {
     cli_progress_end();
     fflush(stdout);     /* keep the order when both streams go to one place */
     fprintf(stderr, "attn%s%s: ", terminal.command ? " " : "", terminal.command ? terminal.command : "");
     if (*kind)
         fprintf(stderr, "%s%s%s ", cli_style_code(stderr, style), kind, cli_style_code(stderr, CLI_PLAIN));
-    vfprintf(stderr, format, arguments);
+    char text[4096];
+    vsnprintf(text, sizeof text, format, arguments);
+    cli_print_clean(stderr, text);
     fputc('\n', stderr);
 }
 

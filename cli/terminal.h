@@ -17,6 +17,9 @@ void cli_remark(const char *format, ...) CLI_FORMAT(1);
 void cli_progress(const char *format, ...) CLI_FORMAT(1);
 void cli_progress_end(void);
 
+/* Print text from a file: control characters, which could steer the terminal, become '?'. */
+void cli_print_clean(FILE *to, const char *text);
+
 /* Colour of `to`: NO_COLOR turns it off, CLICOLOR_FORCE on, otherwise a terminal has it. */
 int cli_color(FILE *to);
 typedef enum cli_style { CLI_PLAIN, CLI_BOLD, CLI_RED, CLI_GREEN, CLI_YELLOW, CLI_DIM } cli_style;
