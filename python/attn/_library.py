@@ -53,7 +53,8 @@ class Tensors(c.Structure):
 
 class Options(c.Structure):
     _fields_ = [("struct_size", c.c_uint32), ("threads", i32), ("kernel", c.c_char_p), ("parallel_for", ptr),
-                ("parallel_context", ptr), ("cuda_device", i32), ("splits", i32)]
+                ("parallel_context", ptr), ("cuda_device", i32), ("splits", i32), ("checked", i32),
+                ("reserved", i32)]
 
 
 class KernelInfo(c.Structure):
