@@ -10,6 +10,7 @@ static attn_status start(check_data **out, const check_case *c, const check_memo
     data->what = *c;
     data->align_end = align_end;
     data->memory = memory ? *memory : check_host_memory;
+    data->what.problem.device = data->memory.device;
     check_case_complete(&data->what);
     data->problem = data->what.problem;
     const attn_status status = attn_problem_resolve(&data->problem);

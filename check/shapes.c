@@ -178,6 +178,7 @@ int check_case_command(const check_case *c, const char *kernel, char *text, size
         append_scores(&l, &c->problem);
         append_batching(&l, &c->problem);
     }
+    if (c->problem.device == ATTN_CUDA) append(&l, " --backend cuda");
     if (c->layout) append(&l, " --layout %s", check_layout_names[c->layout]);
     if (c->lengths) append(&l, " --lengths %s", check_lengths_names[c->lengths]);
     if (c->no_lse) append(&l, " --no-lse");

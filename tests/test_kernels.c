@@ -1,6 +1,8 @@
-/* test_kernels.c — every registered CPU kernel against the float64 oracle: the edge-shape grid, then random problems, each
- * in guarded memory, with poisoned outputs and the same bits demanded again. ATTN_CHECK_CASES scales both. */
+/* test_kernels.c — every registered kernel against the float64 oracle: the edge-shape grid, then random problems, each
+ * in guarded memory, with poisoned outputs and the same bits demanded again. ATTN_CHECK_CASES scales both;
+ * ATTN_CHECK_BACKEND=cpu or cuda does half. Kernels that can't run here are counted as skipped. */
 #include "check.h"
+#include "gpu.h"
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -12,6 +14,7 @@ enum { MAX_KERNELS = 64 };
 
 typedef struct tally {
     const char *name, *unavailable;
+    attn_device device;
     int64_t     passed, failed, refused;
     double      o_ratio, lse_ratio, rms_ratio;
 } tally;
@@ -19,12 +22,31 @@ typedef struct tally {
 static tally  kernels[MAX_KERNELS];
 static int    kernel_count;
 static int    failures_printed;
+static check_gpu *gpu;              /* NULL: none here, or not asked for */
 
 static void list_kernels(void) {
     attn_kernel_info info = { .struct_size = sizeof info };
-    for (int i = 0; attn_kernel_describe(i, &info) == ATTN_OK && kernel_count < MAX_KERNELS; i++)
-        if (info.device == ATTN_CPU && info.pass == ATTN_FORWARD)
-            kernels[kernel_count++] = (tally){ .name = info.name, .unavailable = info.unavailable };
+    const char *backend = getenv("ATTN_CHECK_BACKEND");
+    for (int i = 0; attn_kernel_describe(i, &info) == ATTN_OK && kernel_count < MAX_KERNELS; i++) {
+        if (info.pass != ATTN_FORWARD) continue;
+        if (backend && strcmp(backend, info.device == ATTN_CUDA ? "cuda" : "cpu")) continue;
+        kernels[kernel_count++] = (tally){ .name = info.name, .unavailable = info.unavailable, .device = info.device };
+    }
+}
+
+static int has_kernels(attn_device device) {
+    for (int n = 0; n < kernel_count; n++)
+        if (kernels[n].device == device && !kernels[n].unavailable) return 1;
+    return 0;
+}
+
+/* After a fault the context is dead: what follows would only repeat the same error. */
+static void stop_device(attn_device device) {
+    for (int n = 0; n < kernel_count; n++)
+        if (device == ATTN_CUDA && kernels[n].device == device && !kernels[n].failed)
+            kernels[n].unavailable = "the device broke down in another kernel";
+        else if (device == ATTN_CUDA && kernels[n].device == device)
+            kernels[n].unavailable = "FAILED, and took the device along";
 }
 
 static void report_failure(const check_case *c, const char *kernel, int align_end, const check_verdict *v) {
@@ -42,16 +64,18 @@ static void count(tally *k, const check_verdict *v, int has_work) {
     if (v->rms_ratio > k->rms_ratio) k->rms_ratio = v->rms_ratio;
 }
 
-/* All kernels on one case. */
-static void check_all(const check_case *c, int align_end, int repeats) {
+/* All kernels of a device on one case. */
+static void check_device(const check_case *c, const check_memory *memory, int align_end, int repeats) {
+    const attn_device device = memory ? memory->device : ATTN_CPU;
     check_data *data = NULL;
-    if (check_data_create(&data, c, NULL, align_end)) {
+    if (!has_kernels(device)) return;
+    if (check_data_create(&data, c, memory, align_end)) {
         printf("FAIL no data for shape %s: %s\n", c->shape, attn_last_error());
         fail();
     }
     for (int n = 0; n < kernel_count; n++) {
         tally *k = &kernels[n];
-        if (k->unavailable) continue;
+        if (k->unavailable || k->device != device) continue;
         check_candidate candidate = check_library_kernel(k->name);
         check_verdict verdict;
         const char *refusal = NULL;
@@ -64,11 +88,21 @@ static void check_all(const check_case *c, int align_end, int repeats) {
         } else if (!verdict.ok) {
             k->failed++;
             report_failure(c, k->name, align_end, &verdict);
+            if (status == ATTN_DEVICE_ERROR) stop_device(device);
         } else {
             count(k, &verdict, verdict.rows > 0);
         }
     }
     check_data_destroy(data);
+}
+
+static void check_all(const check_case *c, int align_end, int repeats) {
+    check_device(c, NULL, align_end, repeats);
+    if (!gpu) return;
+    const check_memory memory = check_gpu_memory(gpu);
+    check_case on_gpu = *c;
+    on_gpu.problem.device = ATTN_CUDA;
+    check_device(&on_gpu, &memory, align_end, repeats);
 }
 
 static int64_t scaled(int64_t cases) {
@@ -122,7 +156,8 @@ static void test_summary(void **state) {
     for (int n = 0; n < kernel_count; n++) {
         const tally *k = &kernels[n];
         if (k->unavailable) {
-            printf("%-30s skipped: %s\n", k->name, k->unavailable);
+            printf("%-30s %s%s\n", k->name, k->failed ? "" : "skipped: ", k->unavailable);
+            bad += k->failed > 0;
             continue;
         }
         printf("%-30s %7lld %7lld %7lld   %20s %6.3f %6.3f %6.3f%s\n", k->name, (long long)k->passed, (long long)k->failed,
@@ -135,9 +170,13 @@ static void test_summary(void **state) {
 }
 
 int main(void) {
+    char why[256];
     list_kernels();
+    if (has_kernels(ATTN_CUDA) && !(gpu = check_gpu_open(0, why, sizeof why))) printf("no GPU: %s\n", why);
     setvbuf(stdout, NULL, _IOLBF, 0);
     const struct CMUnitTest tests[] = { cmocka_unit_test(test_grid), cmocka_unit_test(test_random),
                                         cmocka_unit_test(test_summary) };
-    return cmocka_run_group_tests_name("kernels", tests, NULL, NULL);
+    const int failed = cmocka_run_group_tests_name("kernels", tests, NULL, NULL);
+    check_gpu_close(gpu);
+    return failed;
 }
