@@ -10,7 +10,7 @@
 #include <memory>
 
 enum engine { ENGINE_NONE, ENGINE_COMPUTE, ENGINE_TO_DEVICE, ENGINE_TO_HOST, ENGINES };
-static const double copy_bytes_per_ms = 12e6, kernel_bytes_per_ms = 60e6, launch_ms = 0.004;
+static const double copy_bytes_per_ms = 12e6, kernel_bytes_per_ms = 60e6, launch_ms = 0.001;
 
 struct sim_event { bool recorded = false, done = true; double time_ms = 0; uint64_t ticket = 0; };
 struct operation {
