@@ -59,7 +59,8 @@ static void head(void *arg, int64_t item, int slot) {
     const work *job = arg;
     const attn_problem *p = &job->plan->problem;
     const attn_sequence s = attn_sequence_at(p, job->t, item / p->q_heads);
-    for (int64_t i = 0; i < s.q_len; i++) row(job, &s, item % p->q_heads, i, job->workspace + slot * p->kv_len);
+    float *scores = p->kv_len ? job->workspace + slot * p->kv_len : NULL;
+    for (int64_t i = 0; i < s.q_len; i++) row(job, &s, item % p->q_heads, i, scores);
 }
 
 static attn_status prepare(attn_plan *plan) {
