@@ -33,6 +33,40 @@ __attribute__((visibility("default")))
 #endif
 const attn_plugin attn_plugin_kernel;
 
+/* ---- for plug-ins that compute dense f32 attention ---- */
+
+/* A refuse function: NULL for dense f32 batches without a mask or with a causal one, else the reason. */
+static inline const char *attn_plugin_plain(const attn_problem *p) {
+    if (p->pass != ATTN_FORWARD) return "computes the forward pass only";
+    if (p->dtype != ATTN_F32 || p->o_dtype != ATTN_F32) return "computes f32 only";
+    if (p->window || p->bias_dtype || p->has_mask || p->alibi || p->softcap > 0 || p->has_sinks)
+        return "knows no mask but causal";
+    if (p->packed_q || p->packed_kv || p->has_seqused_q || p->has_seqused_kv || p->has_leftpad_kv ||
+        p->has_kv_batch_index || p->page_size || p->v_in_k)
+        return "reads dense batches only";
+    return NULL;
+}
+
+/* Row i sees the keys 0 .. limit - 1. */
+static inline int64_t attn_plugin_limit(const attn_problem *p, int64_t i) {
+    const int64_t n = p->causal ? i + 1 + (p->top_left ? 0 : p->kv_len - p->q_len) : p->kv_len;
+    return n < 0 ? 0 : n > p->kv_len ? p->kv_len : n;
+}
+
+/* Where query head h of sequence b begins in each tensor; K and V of the head group that it belongs to. */
+typedef struct attn_plugin_head { const float *q, *k, *v; float *o, *lse; } attn_plugin_head;
+
+static inline attn_plugin_head attn_plugin_head_at(const attn_problem *p, const attn_tensors *t, int64_t b, int64_t h) {
+    const int64_t g = h / (p->q_heads / p->kv_heads);
+    attn_plugin_head at;
+    at.q = (const float *)t->q + b * p->q_stride.batch + h * p->q_stride.head;
+    at.k = (const float *)t->k + b * p->k_stride.batch + g * p->k_stride.head;
+    at.v = (const float *)t->v + b * p->v_stride.batch + g * p->v_stride.head;
+    at.o = (float *)t->o + b * p->o_stride.batch + h * p->o_stride.head;
+    at.lse = t->lse ? t->lse + b * p->lse_stride.batch + h * p->lse_stride.head : NULL;
+    return at;
+}
+
 #ifdef __cplusplus
 }
 #endif
