@@ -1,0 +1,104 @@
+/* bench.c — attn bench: time kernels on problems, beside this machine's own ceilings, each checked before it counts. */
+#include "bench.h"
+#include "openblas.h"
+#include "problem_options.h"
+#include "terminal.h"
+#include <stdlib.h>
+#include <string.h>
+
+enum { MOST_THREADS = 16 };
+
+static const cli_option bench_options[] = {
+    { .name = "vs", .type = CLI_CHOICE, .argument = "LIST", .choices = "openblas naive", .list = 1,
+      .summary = "Also time a GEMM library: openblas = blocked as frameworks do, naive = with the whole score matrix." },
+    { .name = "suite", .type = CLI_CHOICE, .argument = "NAME", .choices = bench_suite_names,
+      .summary = "Run a set of problems instead; table prints every speed target with what was measured." },
+    { .name = "samples", .type = CLI_INTEGER, .argument = "N", .low = 1, .high = BENCH_SAMPLES / 3,
+      .summary = "Undisturbed samples of each contender, taken in alternating rounds (5)." },
+    { .name = "sample-ms", .type = CLI_REAL, .argument = "X", .summary = "Least length of a sample in milliseconds (60)." },
+    { .name = "budget", .type = CLI_REAL, .argument = "X",
+      .summary = "Seconds to spend on one contender and problem; slow ones get fewer samples (20)." },
+    { .name = "seed", .type = CLI_INTEGER, .argument = "N", .summary = "Seed of the numbers (1)." },
+    { .name = "json", .type = CLI_FILE, .argument = "FILE", .summary = "Save the rows as JSON (schema 1); - is stdout." },
+    { .name = "csv", .type = CLI_FILE, .argument = "FILE", .summary = "Save the rows as CSV." },
+    { .name = "md", .type = CLI_FILE, .argument = "FILE", .summary = "Save the rows as a Markdown table." },
+    { .name = NULL },
+};
+
+static int settings_of(const cli_arguments *a, bench_settings *s) {
+    *s = (bench_settings){ .samples = (int)cli_integer(a, "samples", 5),
+                           .sample_seconds = cli_real(a, "sample-ms", 60) * 1e-3, .budget = cli_real(a, "budget", 20) };
+    if (s->sample_seconds > 0 && s->budget > 0) return CLI_OK;
+    cli_error("--sample-ms and --budget must be above 0");
+    return CLI_USAGE;
+}
+
+/* --threads as given; 0 and absent mean the default count. */
+static int threads_of(const cli_arguments *a, int threads[MOST_THREADS]) {
+    const int given = cli_given(a, "threads");
+    int n = 0;
+    for (int i = 0; i < given && n < MOST_THREADS; i++) threads[n++] = (int)cli_integer_item(a, "threads", i);
+    if (!n) threads[n++] = 0;
+    for (int i = 0; i < n; i++)
+        if (!threads[i]) threads[i] = attn_cpu_threads();
+    return n;
+}
+
+static int run_problems(const cli_arguments *a, bench_request *request, bench_table *table) {
+    attn_problem *problems;
+    contender_list contenders;
+    int count, code = cli_problem_list(a, &problems, &count);
+    if (code) return code;
+    code = contenders_create(&contenders, a, problems->device);
+    if (code) {
+        free(problems);
+        return code;
+    }
+    request->contenders = &contenders;
+    for (int i = 0; i < count && code != CLI_USAGE; i++) {
+        request->problem = problems[i];
+        const int first = table->count, one = bench_problem(request, table);
+        cli_progress_end();
+        bench_print(table, first, i == 0);
+        if (one) code = one;
+    }
+    free(problems);
+    return code;
+}
+
+static int run(const cli_arguments *a) {
+    int threads[MOST_THREADS];
+    bench_request request = { .options = ATTN_OPTIONS_INIT, .threads = threads, .fill = CHECK_FILL_gaussian,
+                              .seed = (uint64_t)cli_integer(a, "seed", 1), .explicit_list = cli_given(a, "kernel") > 0 };
+    bench_table table = { NULL, 0 };
+    int code = settings_of(a, &request.settings);
+    if (code) return code;
+    request.thread_counts = threads_of(a, threads);
+    request.options.splits = (int32_t)cli_integer(a, "splits", 0);
+    request.options.cuda_device = (int32_t)cli_integer(a, "device", 0);
+    if (cli_given(a, "suite")) code = bench_suite(cli_choice(a, "suite", 0), a, &request, &table);
+    else code = run_problems(a, &request, &table);
+    if (code != CLI_USAGE) {
+        if (*openblas_core() && cli_given(a, "vs")) printf("OpenBLAS core: %s, one thread per GEMM\n", openblas_core());
+        const int saved = bench_save(&table, a);
+        if (!code) code = saved;
+    }
+    bench_table_free(&table);
+    return code;
+}
+
+static const cli_option *const tables[] = { cli_shape_options, cli_mask_options, cli_engine_options, bench_options, NULL };
+
+const cli_command cli_command_bench = {
+    .name = "bench", .summary = "Time kernels on problems, with this machine's own ceilings beside them.",
+    .sweeps = 1, .tables = tables, .run = run,
+    .notes =
+        "Every value may be a list: all combinations are timed. Each contender is first compared with the float64 "
+        "oracle; a wrong one is reported and not timed. Contenders and ceilings take turns in rounds, and ratios are "
+        "medians over the rounds, so that they hold on a busy machine. A --kernel with a '/' or ending in .c is a "
+        "plug-in: it is built, checked in a child process, and ranked beside the others.\n"
+        "%peak: share of the multiply-add (or bf16 dot) rate measured on as many threads. %read: share of a plain read "
+        "of the same K and V.\n"
+        "Exit code 1 means that a contender was wrong or failed.\n"
+        "Example:  attn bench --sq 1k,2k --d 64,128 --causal --kernel 'flash_*',./mine.c --vs openblas",
+};

@@ -1,0 +1,102 @@
+/* bench.h — inside attn bench: things that are timed in alternating rounds, and the rows that come of it.
+ * A timer is one function: run so many iterations, say how long they took. A device adds its own (events). */
+#ifndef CLI_BENCH_H
+#define CLI_BENCH_H
+#include "ceilings.h"
+#include "contenders.h"
+
+/* ---- measuring: bench_measure.c ---- */
+
+enum { BENCH_SAMPLES = 64 };            /* kept per item at most */
+
+typedef struct bench_sample {
+    double seconds;                     /* of all iterations */
+    double cpu;                         /* CPU seconds used meanwhile, or 0 = unknown: less than threads * seconds
+                                           means that something else had the processor */
+} bench_sample;
+
+typedef struct bench_item bench_item;
+struct bench_item {
+    /* Run `iterations` times. @return nonzero: it can't go on (`reason` is set). */
+    int   (*sample)(bench_item *item, int64_t iterations, bench_sample *out);
+    void   *state;
+    int     threads;                    /* that it keeps busy */
+    char    reason[256];
+    /* results */
+    int64_t iterations;                 /* per sample */
+    int     count;                      /* rounds it took part in */
+    double  seconds[BENCH_SAMPLES];     /* per iteration; by round; 0 = missed */
+    double  lost[BENCH_SAMPLES];        /* share of the processor that went elsewhere */
+};
+
+typedef struct bench_settings {
+    int    samples;                     /* wanted, undisturbed */
+    double sample_seconds;              /* at least, each */
+    double budget;                      /* seconds for one item; slow ones get fewer samples */
+} bench_settings;
+
+/* Warm up, find the iterations, then sample all items in turn until each has its samples. `label` is for progress. */
+void bench_measure(bench_item *const *items, int count, const bench_settings *settings, const char *label);
+
+typedef struct bench_spread { double median, low, high, least, most; int count, disturbed; } bench_spread;
+/* Of the undisturbed samples, or of all if those are fewer than 3. low and high: quartiles. Zeros if none. */
+bench_spread bench_spread_of(const bench_item *item);
+/* Median over the rounds of b's time over a's time: how many times faster a is, whatever the machine did meanwhile. */
+double bench_ratio(const bench_item *a, const bench_item *b);
+double bench_now(void);
+
+/* ---- one problem: bench_problem.c ---- */
+
+typedef struct bench_row {
+    attn_problem      problem;
+    const char       *kernel;
+    contender_kind    kind;
+    int               threads;
+    contender_outcome outcome;
+    int               chosen;           /* the planner's choice */
+    int               faster;           /* a later kernel that beats the chosen one by more than 2 % */
+    bench_spread      time;             /* seconds; median 0 = not timed */
+    double            flops, bytes;     /* per run: visible pairs; Q, K, V, O once */
+    ceiling           ceiling;
+    double            ceiling_flops;    /* per second, measured between the same samples */
+    double            of_ceiling;       /* share, median of rounds; 0 = unknown */
+    double            read_bytes;       /* per second: the stream read of the same K and V */
+    double            of_read;
+    double            versus[2];        /* times faster than openblas_blocked, openblas_naive; 0 = unknown */
+    char              reason[256];      /* why it wasn't timed, where the check is not to blame */
+} bench_row;
+
+typedef struct bench_table { bench_row *rows; int count; } bench_table;
+
+/* Check and time every contender on one problem with each thread count; rows are appended. @return CLI_OK or
+ * CLI_FAILED (a contender was wrong or failed) or CLI_USAGE (no such problem). */
+typedef struct bench_request {
+    attn_problem          problem;
+    contender_list       *contenders;
+    const int            *threads;      /* [thread_counts] */
+    int                   thread_counts;
+    attn_options          options;      /* splits, device */
+    check_fill            fill;
+    uint64_t              seed;
+    check_data           *data;         /* the tensors, or NULL: made here */
+    int                   explicit_list;/* 1: --kernel was given: slow kernels are timed too */
+    bench_settings        settings;
+} bench_request;
+
+int  bench_problem(const bench_request *request, bench_table *table);
+void bench_table_free(bench_table *table);
+
+/* ---- results: bench_report.c ---- */
+
+/* Header once, then the rows from `first` on. */
+void bench_print(const bench_table *table, int first, int header);
+/* Files named by --json, --csv, --md. @return exit code. */
+int  bench_save(const bench_table *table, const cli_arguments *a);
+
+/* ---- suites: bench_suites.c, bench_targets.c ---- */
+
+extern const char bench_suite_names[];  /* for the option's choices */
+int bench_suite(int suite, const cli_arguments *a, const bench_request *common, bench_table *table);
+/* Every row of the speed table with its goal and what was measured. */
+int bench_targets(const cli_arguments *a, const bench_request *common, bench_table *table);
+#endif

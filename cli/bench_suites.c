@@ -1,0 +1,70 @@
+/* bench_suites.c — named sets of problems: rows of a table, so that adding one is one line. */
+#include "bench.h"
+#include "terminal.h"
+#include <string.h>
+
+const char bench_suite_names[] = "prefill decode overhead scaling table";
+enum { SUITE_PREFILL, SUITE_DECODE, SUITE_OVERHEAD, SUITE_SCALING, SUITE_TABLE };
+
+typedef struct suite_row {
+    int         suite;
+    int64_t     q_heads, kv_heads, q_len, kv_len, dim;
+    int         causal;
+    attn_dtype  dtype;
+} suite_row;
+
+static const suite_row rows[] = {
+    { SUITE_PREFILL, 8, 8, 1024, 1024, 64, 0, ATTN_F32 },    { SUITE_PREFILL, 8, 8, 2048, 2048, 64, 1, ATTN_F32 },
+    { SUITE_PREFILL, 8, 8, 1024, 1024, 128, 0, ATTN_F32 },   { SUITE_PREFILL, 8, 8, 2048, 2048, 128, 1, ATTN_F32 },
+    { SUITE_PREFILL, 8, 8, 1024, 1024, 128, 0, ATTN_F16 },   { SUITE_PREFILL, 8, 8, 1024, 1024, 128, 0, ATTN_BF16 },
+    { SUITE_PREFILL, 8, 8, 2048, 2048, 128, 1, ATTN_BF16 },  { SUITE_PREFILL, 32, 8, 1024, 1024, 128, 1, ATTN_BF16 },
+    { SUITE_DECODE, 8, 8, 1, 1024, 128, 1, ATTN_F32 },       { SUITE_DECODE, 8, 8, 1, 32768, 128, 1, ATTN_F32 },
+    { SUITE_DECODE, 8, 8, 1, 32768, 128, 1, ATTN_F16 },      { SUITE_DECODE, 8, 8, 1, 32768, 128, 1, ATTN_BF16 },
+    { SUITE_DECODE, 32, 8, 1, 1024, 128, 1, ATTN_BF16 },     { SUITE_DECODE, 32, 8, 1, 16384, 128, 1, ATTN_F16 },
+    { SUITE_DECODE, 32, 8, 1, 16384, 128, 1, ATTN_BF16 },    { SUITE_DECODE, 32, 8, 1, 32768, 128, 1, ATTN_BF16 },
+    { SUITE_OVERHEAD, 1, 1, 1, 1, 1, 0, ATTN_F32 },          { SUITE_OVERHEAD, 1, 1, 1, 1, 64, 0, ATTN_F32 },
+    { SUITE_OVERHEAD, 8, 8, 1, 64, 64, 0, ATTN_F32 },        { SUITE_OVERHEAD, 8, 8, 16, 16, 64, 1, ATTN_F32 },
+    { SUITE_SCALING, 8, 8, 1024, 1024, 64, 0, ATTN_F32 },    { SUITE_SCALING, 8, 8, 2048, 2048, 128, 1, ATTN_F32 },
+    { SUITE_SCALING, 8, 8, 2048, 2048, 128, 1, ATTN_BF16 },  { SUITE_SCALING, 32, 8, 1, 16384, 128, 1, ATTN_BF16 },
+};
+enum { ROWS = sizeof rows / sizeof *rows };
+
+static attn_problem problem_of(const suite_row *r) {
+    attn_problem p = ATTN_PROBLEM_INIT;
+    p.batch = 1, p.q_heads = r->q_heads, p.kv_heads = r->kv_heads, p.q_len = r->q_len, p.kv_len = r->kv_len;
+    p.qk_dim = r->dim, p.causal = r->causal, p.dtype = r->dtype;
+    return p;
+}
+
+/* 1, 2, 4, ... and all of them. */
+static int thread_ladder(int *threads, int most) {
+    const int all = attn_cpu_threads();
+    int n = 0;
+    for (int t = 1; t < all && n < most - 1; t *= 2) threads[n++] = t;
+    threads[n++] = all;
+    return n;
+}
+
+int bench_suite(int suite, const cli_arguments *a, const bench_request *common, bench_table *table) {
+    int ladder[16], code = CLI_OK, first_print = 1;
+    if (suite == SUITE_TABLE) return bench_targets(a, common, table);
+    contender_list contenders;
+    bench_request request = *common;
+    if (contenders_create(&contenders, a, ATTN_CPU)) return CLI_USAGE;
+    request.contenders = &contenders;
+    if (suite == SUITE_SCALING) {
+        request.threads = ladder;
+        request.thread_counts = thread_ladder(ladder, 16);
+    }
+    for (int i = 0; i < ROWS; i++) {
+        if (rows[i].suite != suite) continue;
+        request.problem = problem_of(&rows[i]);
+        const int first = table->count, one = bench_problem(&request, table);
+        cli_progress_end();
+        bench_print(table, first, first_print);
+        first_print = 0;
+        if (one) code = one;
+    }
+    contenders_free(&contenders);
+    return code;
+}
