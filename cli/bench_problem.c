@@ -175,7 +175,7 @@ static void fill_row(session *s, const entry *e) {
     r->time = bench_spread_of(item);
     bench_runner_traffic(e->runner, &r->outcome.has_traffic, &r->outcome.traffic);
     if (*item->reason) {
-        snprintf(r->reason, sizeof r->reason, "while timed: %s", item->reason);
+        snprintf(r->reason, sizeof r->reason, "while timed: %.200s", item->reason);
         s->code = CLI_FAILED;
     }
     if (!(r->time.median > 0)) return;

@@ -175,6 +175,7 @@ plugin *plugin_build(const char *path) {
 
 const char *plugin_error(const plugin *p) { return *p->error ? p->error : NULL; }
 const char *plugin_name(const plugin *p) { return p->name; }
+const char *plugin_path(const plugin *p) { return p->path; }
 
 void plugin_free(plugin *p) {
     if (!p) return;

@@ -13,6 +13,7 @@ int plugin_is_path(const char *kernel);
 plugin *plugin_build(const char *path);
 const char *plugin_error(const plugin *p);      /* NULL = built; else "does not compile: ..." */
 const char *plugin_name(const plugin *p);       /* the file's name */
+const char *plugin_path(const plugin *p);       /* absolute */
 /* A candidate that loads the plug-in on the first prepare: call it in a sandbox. */
 check_candidate plugin_candidate(plugin *p);
 /* What the last run in this process moved. @return 0 if the plug-in counts nothing. */

@@ -66,12 +66,12 @@ static void softmax_step(tile *t) {             /* s becomes p; a query is a lan
         for (int i = 0; i < ROWS; i++) t->l[i] += t->s[j * ROWS + i] = fast_exp(t->s[j * ROWS + i] - top[i]);
 }
 
-/* o = c o + p v for rows i .. i + n - 1, keys low .. high - 1; the rows were rescaled already if low > 0. */
-static inline void add(tile *t, int i, int n, int low, int high) {
+/* o = c o + p v for rows i .. i + n - 1 and keys low .. high - 1; first 0: the rows are rescaled already. */
+static inline void add(tile *t, int i, int n, int low, int high, int first) {
     for (int64_t x = 0; x < t->pad; x += LANES) {
         float sum[GROUP][LANES], *o = t->o + i * t->pad + x;
         for (int r = 0; r < n; r++)
-            for (int c = 0; c < LANES; c++) sum[r][c] = o[r * t->pad + c] * (low ? 1 : t->c[i + r]);
+            for (int c = 0; c < LANES; c++) sum[r][c] = o[r * t->pad + c] * (first ? t->c[i + r] : 1);
         for (int j = low; j < high; j++)
             for (int r = 0; r < n; r++)
                 for (int c = 0; c < LANES; c++) sum[r][c] += t->s[j * ROWS + i + r] * t->v[j * t->pad + x + c];
@@ -81,9 +81,9 @@ static inline void add(tile *t, int i, int n, int low, int high) {
 
 static void accumulate(tile *t) {               /* a hidden v may be NaN: skipped, not weighted with 0 */
     for (int i = 0; i < t->rows; i += GROUP) {
-        add(t, i, GROUP, 0, t->visible[i]);
+        add(t, i, GROUP, 0, t->visible[i], 1);
         for (int r = 1; r < GROUP; r++)
-            if (t->visible[i + r] > t->visible[i]) add(t, i + r, 1, t->visible[i], t->visible[i + r]);
+            if (t->visible[i + r] > t->visible[i]) add(t, i + r, 1, t->visible[i], t->visible[i + r], 0);
     }
 }
 
