@@ -78,12 +78,12 @@ static void panel_block(flash *f, panel *x) {
     const int edge = f->block + first < x->all_low || f->block + last > x->all_high;
     const int masked = edge || p->has_mask || p->bias_dtype;
     panel_scores(f, x, first, last, edge);
-    if (f->edited) edit_scores(f, x, first, last);
+    if (p->softcap > 0 || p->alibi) edit_scores(f, x, first, last);
     if (p->bias_dtype) add_bias(f, x, first, last);
     if (p->has_mask) apply_mask(f, x, first, last);
     if (masked || f->edited) cut_ranges(f, x, first, last);
     for (int c = 0; c < x->vecs * LANES; c += LANES)
-        softmax_lanes(f->scores + first * PANEL + c, last - first, f->c, f->top + c, x->m + c, x->l + c, f->alpha + c);
+        softmax_lanes(f->scores + first * PANEL + c, last - first, f->top + c, x->m + c, x->l + c, f->alpha + c);
     if (masked && !block_is_finite(f)) values_exact(f, x, first, last);
     else panel_values(f, x, first, last);
 }
@@ -102,8 +102,7 @@ static void flash_item(void *arg, int64_t index, int slot) {
     if (row >= rows) return;
     f.o_row = whole_vectors(p->v_dim);
     f.edited = p->softcap > 0 || p->bias_dtype || p->alibi;
-    f.sign = !f.edited && p->scale < 0 ? -1 : 1;
-    f.c = (float)(f.edited ? 1.4426950408889634 : 1.4426950408889634 * fabs((double)p->scale));
+    f.q_scale = (float)(1.4426950408889634 * p->scale);
     f.count = at_most(schedule[ITEM_PANELS], (rows - row + PANEL - 1) / PANEL);
     const flash_layout layout = lay_out(p, BLOCK, schedule[ITEM_PANELS], (int)schedule[GATHERS]);
     place(&f, job->workspace + slot * layout.bytes, &layout);

@@ -18,8 +18,8 @@ typedef struct flash {
     attn_sequence s;
     int64_t kv_head, group;
     int64_t o_row;                                    /* v_dim rounded up to whole vectors */
-    int edited;                                       /* softcap, bias or ALiBi: scores are in natural units */
-    float sign, c;                                    /* of Q as packed; 2^(c x): what a score x is worth */
+    int edited;                                       /* softcap, bias or ALiBi: Q K^T isn't the whole score */
+    float q_scale;                                    /* of Q as packed: scores come out in powers of two */
     panel panels[PANELS];
     int64_t count;
     int64_t block, from, keys;                        /* current keys: block + from .. block + keys - 1 */
@@ -125,7 +125,7 @@ static void pack_queries(const flash *f, panel *x) {
         float buffer[LANES];
         for (int64_t d = 0; d < p->qk_dim; d += LANES) {
             const int64_t n = at_most(LANES, p->qk_dim - d);
-            v_store(buffer, v_mul(v_set(f->sign), v_load_part_any(from, p->dtype, d, v_first(n))));
+            v_store(buffer, v_mul(v_set(f->q_scale), v_load_part_any(from, p->dtype, d, v_first(n))));
             for (int64_t i = 0; i < n; i++) to[(d + i) * PANEL] = buffer[i];
         }
     }
@@ -147,7 +147,7 @@ static void close_row(const flash *f, const panel *x, int64_t lane) {
     const attn_problem *p = f->p;
     const int64_t i = row_position(f, x->row + lane), h = row_head(f, x->row + lane);
     const float m = x->m[lane], l = x->l[lane];
-    const double natural = f->edited ? m : (double)m * fabsf(p->scale);
+    const double natural = m * 0.69314718055994531;   /* scores are powers of two */
     float factor = 0;
     if (l != 0) {
         const float sink = p->has_sinks ? expf((float)(f->t->sinks[h] - natural)) : 0;

@@ -1,20 +1,22 @@
 /* flash_fwd_masks.h — everything that can happen to a panel of scores between Q K^T and the softmax, and P V where a
  * masked key's V is not finite. Only blocks that need it come here; a masked score is -inf, whatever it was. */
 
-/* Scale, softcap, ALiBi on keys first .. last - 1 of the block; scores become natural logarithms. */
+static const float LOG2E = 1.44269504f;
+
+/* Softcap and ALiBi on keys first .. last - 1 of the block. Scores come and go in units of log2(e). */
 static void edit_scores(const flash *f, const panel *x, int64_t first, int64_t last) {
     const attn_problem *p = f->p;
-    const vec scale = v_set(p->scale), cap = v_set(p->softcap), inverse = v_set(1 / p->softcap);
+    const vec cap = v_set(p->softcap * LOG2E), inverse = v_set(1 / (p->softcap * LOG2E));
     float slope[PANEL], here[PANEL];                  /* here: aligned key, counted from the block's first */
     for (int64_t lane = 0; lane < PANEL && p->alibi; lane++) {
         const int64_t row = x->row + at_most(lane, x->rows - 1);
-        slope[lane] = attn_slope(p, f->t, f->s.b, row_head(f, row));
+        slope[lane] = LOG2E * attn_slope(p, f->t, f->s.b, row_head(f, row));
         here[lane] = (float)(row_position(f, row) + f->s.shift - f->block);
     }
     for (int64_t j = first; j < last; j++)
         for (int64_t lane = 0; lane < x->vecs * LANES; lane += LANES) {
             float *s = f->scores + j * PANEL + lane;
-            vec a = v_mul(scale, v_load(s));
+            vec a = v_load(s);
             if (p->softcap > 0) a = v_mul(cap, v_tanh(v_mul(a, inverse)));
             if (p->alibi)
                 a = v_sub(a, v_mul(v_load(slope + lane), v_abs(v_sub(v_load(here + lane), v_set((float)j)))));
@@ -30,7 +32,7 @@ static void add_bias(const flash *f, const panel *x, int64_t first, int64_t last
         float *s = f->scores + lane;
         for (int64_t j = first; j < last; j++) {
             const float bias = attn_load(f->t->bias, p->bias_dtype, at + j * p->bias_stride.kv);
-            s[j * PANEL] = bias == -INFINITY ? -INFINITY : s[j * PANEL] + bias;
+            s[j * PANEL] = bias == -INFINITY ? -INFINITY : s[j * PANEL] + LOG2E * bias;
         }
     }
 }

@@ -109,25 +109,24 @@ static void value_tile_last(int vecs, vmask tail, int64_t rows, int64_t n, const
     }
 }
 
-/* One vector of lanes: s becomes p = 2^(c (s - m)), m and l move on, alpha is what older sums shrink by.
- * Differences first: exact 1 for the top score, and the error grows with s - m instead of s. */
-static void softmax_lanes(float *s, int64_t n, float c, const float *top, float *m, float *l, float *alpha) {
-    const vec scale = v_set(c), old = v_load(m), now = v_max(old, v_load(top));
+/* One vector of lanes: s becomes p = 2^(s - m), m and l move on, alpha is what older sums shrink by. */
+static void softmax_lanes(float *s, int64_t n, const float *top, float *m, float *l, float *alpha) {
+    const exp2_constants k = v_exp2_constants();
+    const vec old = v_load(m), now = v_max(old, v_load(top));
     const vec base = v_select(v_equal(now, v_set(-INFINITY)), v_zero(), now);      /* no visible key so far */
-    const vec keep = v_exp2(v_mul(scale, v_sub(old, base)));
+    const vec keep = v_exp2(v_sub(old, base));
     vec sum0 = v_mul(keep, v_load(l)), sum1 = v_zero();
     int64_t j = 0;
     for (; j + 2 <= n; j += 2) {
         float *x = s + j * PANEL;
-        const vec p0 = v_exp2(v_mul(scale, v_sub(v_load(x), base)));
-        const vec p1 = v_exp2(v_mul(scale, v_sub(v_load(x + PANEL), base)));
+        const vec p0 = v_exp2_with(k, v_sub(v_load(x), base)), p1 = v_exp2_with(k, v_sub(v_load(x + PANEL), base));
         v_store(x, p0);
         v_store(x + PANEL, p1);
         sum0 = v_add(sum0, p0);
         sum1 = v_add(sum1, p1);
     }
     if (j < n) {
-        const vec p0 = v_exp2(v_mul(scale, v_sub(v_load(s + j * PANEL), base)));
+        const vec p0 = v_exp2_with(k, v_sub(v_load(s + j * PANEL), base));
         v_store(s + j * PANEL, p0);
         sum0 = v_add(sum0, p0);
     }

@@ -28,6 +28,8 @@ enum { LANES = 8, TILE = 6, VECS = SIMD_VECS };
 typedef __m256 vec;
 typedef __m256 vmask;                                 /* all bits of a lane set or none */
 
+/* Constants: 16 registers are too few to hold them, so memory it is (wider instruction sets: a register). */
+SIMD_INLINE vec  v_hold(vec a)                     { return a; }
 SIMD_INLINE vec  v_zero(void)                      { return _mm256_setzero_ps(); }
 SIMD_INLINE vec  v_set(float x)                    { return _mm256_set1_ps(x); }
 SIMD_INLINE vec  v_load(const float *x)            { return _mm256_loadu_ps(x); }

@@ -35,6 +35,8 @@ enum { LANES = 16, TILE = 6, VECS = SIMD_VECS };
 typedef __m512 vec;
 typedef __mmask16 vmask;
 
+/* The same value, but in a register: compilers fetch constants from memory in loops, one load port's time each. */
+SIMD_INLINE vec  v_hold(vec a)                     { __asm__("" : "+v"(a)); return a; }
 SIMD_INLINE vec  v_zero(void)                      { return _mm512_setzero_ps(); }
 SIMD_INLINE vec  v_set(float x)                    { return _mm512_set1_ps(x); }
 SIMD_INLINE vec  v_load(const float *x)            { return _mm512_loadu_ps(x); }

@@ -1,17 +1,25 @@
 /* simd_math.h — exp2, tanh and loads by dtype out of the operations that every simd_*.h defines; they include it.
  * Polynomials are minimax fits of this project (relative error, constant term fixed to 1 so that 2^0 is exact). */
 
+/* The constants of v_exp2, to be fetched once before a loop. */
+typedef struct { vec c1, c2, c3, c4, c5, one; } exp2_constants;
+SIMD_INLINE exp2_constants v_exp2_constants(void) {
+    return (exp2_constants){ v_hold(v_set(0x1.62e42ap-1f)), v_hold(v_set(0x1.ebf9bcp-3f)),
+                             v_hold(v_set(0x1.c6b752p-5f)), v_hold(v_set(0x1.3cea88p-7f)),
+                             v_hold(v_set(0x1.5bba14p-10f)), v_hold(v_set(1)) };
+}
+
 /* 2^x, relative error 1e-7 (polynomial 9.2e-8 on [-1/2, 1/2]); 0 below 2^-126, NaN stays NaN. Needs x <= 127. */
-SIMD_INLINE vec v_exp2(vec x) {
+SIMD_INLINE vec v_exp2_with(exp2_constants k, vec x) {
     const vec n = v_round(x), f = v_sub(x, n);
-    vec p = v_set(0x1.5bba14p-10f);
-    p = v_fma(p, f, v_set(0x1.3cea88p-7f));
-    p = v_fma(p, f, v_set(0x1.c6b752p-5f));
-    p = v_fma(p, f, v_set(0x1.ebf9bcp-3f));
-    p = v_fma(p, f, v_set(0x1.62e42ap-1f));
-    p = v_fma(p, f, v_set(1));
+    vec p = v_fma(k.c5, f, k.c4);
+    p = v_fma(p, f, k.c3);
+    p = v_fma(p, f, k.c2);
+    p = v_fma(p, f, k.c1);
+    p = v_fma(p, f, k.one);
     return v_exp2_end(p, n, x);
 }
+SIMD_INLINE vec v_exp2(vec x) { return v_exp2_with(v_exp2_constants(), x); }
 
 /* The same with a polynomial of degree 3, relative error 1.0e-4: where the result is rounded to bf16 anyway. */
 SIMD_INLINE vec v_exp2_coarse(vec x) {

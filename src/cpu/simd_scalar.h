@@ -26,6 +26,7 @@ typedef struct { int x[LANES]; } vmask;
     for (int i = 0; i < LANES; i++) r.x[i] = (expression); \
     return r
 
+SIMD_INLINE vec  v_hold(vec a)                     { return a; }        /* see simd_avx512.h */
 SIMD_INLINE vec  v_set(float x)                    { SIMD_EACH(vec, x); }
 SIMD_INLINE vec  v_zero(void)                      { return v_set(0); }
 SIMD_INLINE vec  v_load(const float *x)            { SIMD_EACH(vec, x[i]); }
