@@ -27,10 +27,12 @@ static void fill_unseen(const flash *f, int64_t j, int64_t from, int64_t to) {
 }
 
 static void panel_scores(const flash *f, const panel *x, int64_t first, int64_t last, int edge) {
+    const int prefetches = x == &f->panels[f->count - 1];
     const float *rows[TILE];
     for (int64_t c = 0; c < PANEL; c += LANES) v_store(f->top + c, v_set(-INFINITY));
     for (int64_t j = first; j < last; j += TILE) {
         const float *const *k = f->k + j;
+        if (prefetches) prefetch_next(f, j, j + TILE);
         if (j + TILE > last) {                        /* repeat the last key; its copies are never looked at */
             for (int r = 0; r < TILE; r++) rows[r] = f->k[at_most(j + r, last - 1)];
             k = rows;
@@ -106,19 +108,20 @@ static void flash_item(void *arg, int64_t index, int slot) {
     f.count = at_most(schedule[ITEM_PANELS], (rows - row + PANEL - 1) / PANEL);
     const flash_layout layout = lay_out(p, BLOCK, schedule[ITEM_PANELS], (int)schedule[GATHERS]);
     place(&f, job->workspace + slot * layout.bytes, &layout);
-    int64_t low = INT64_MAX, high = 0;
+    int64_t low = INT64_MAX;
     for (int64_t i = 0; i < f.count; i++) {
         panel *x = &f.panels[i];
         x->row = row + i * PANEL;
         x->rows = at_most(PANEL, rows - x->row);
         open_panel(&f, x);
         low = at_most(low, x->low);
-        high = at_least(high, x->high);
+        f.high = at_least(f.high, x->high);
     }
-    for (f.block = low / BLOCK * BLOCK; f.block < high; f.block += BLOCK) {
-        f.from = at_least(low - f.block, 0) & ~(int64_t)1;
-        f.keys = at_most(BLOCK, high - f.block);
-        load_block(&f, (int)schedule[GATHERS]);
+    f.block = low / BLOCK * BLOCK;
+    f.from = (low - f.block) & ~(int64_t)1;
+    if (f.block < f.high) find_next_block(&f, f.block, BLOCK);
+    for (; f.block < f.high; f.block += BLOCK, f.from = 0) {
+        load_block(&f, BLOCK, (int)schedule[GATHERS]);
         for (int64_t i = 0; i < f.count; i++) panel_block(&f, &f.panels[i]);
     }
     for (int64_t i = 0; i < f.count; i++)

@@ -22,9 +22,12 @@ typedef struct flash {
     float q_scale;                                    /* of Q as packed: scores come out in powers of two */
     panel panels[PANELS];
     int64_t count;
+    int64_t high;                                     /* keys from here on are seen by no panel */
     int64_t block, from, keys;                        /* current keys: block + from .. block + keys - 1 */
     int v_finite;                                     /* of the current block: -1 not looked at yet */
     const float **k, **v;                             /* [BLOCK] rows of the block in f32 */
+    const char **k_next, **v_next;                    /* [BLOCK] where the next block's rows lie, */
+    int64_t next_keys;                                /* this many of them */
     float *k_rows, *v_rows;                           /* where rows are converted or gathered to */
     float *scores, *top, *alpha;                      /* [BLOCK + TILE][PANEL], [PANEL], [PANEL] */
 } flash;
@@ -32,7 +35,7 @@ typedef struct flash {
 /* ---- workspace: every slot has the same layout ---- */
 
 typedef struct flash_layout {
-    int64_t k, v, k_rows, v_rows, scores, top, alpha; /* offsets in bytes */
+    int64_t k, v, k_next, v_next, k_rows, v_rows, scores, top, alpha; /* offsets in bytes */
     int64_t panels, q, o, m, l, lane_low, lane_high;  /* first panel; offsets within a panel */
     int64_t panel_bytes, bytes;
 } flash_layout;
@@ -50,6 +53,8 @@ static flash_layout lay_out(const attn_problem *p, int64_t block, int64_t panels
     const int64_t f = sizeof(float);
     a.k = carve(&a.bytes, block * (int64_t)sizeof(float *));
     a.v = carve(&a.bytes, block * (int64_t)sizeof(float *));
+    a.k_next = carve(&a.bytes, block * (int64_t)sizeof(char *));
+    a.v_next = carve(&a.bytes, block * (int64_t)sizeof(char *));
     a.k_rows = carve(&a.bytes, gathers ? block * whole_vectors(p->qk_dim) * f : 0);
     a.v_rows = carve(&a.bytes, gathers ? block * whole_vectors(p->v_dim) * f : 0);
     a.scores = carve(&a.bytes, (block + TILE) * PANEL * f);
@@ -69,6 +74,8 @@ static flash_layout lay_out(const attn_problem *p, int64_t block, int64_t panels
 static void place(flash *f, char *at, const flash_layout *a) {
     f->k = (const float **)(void *)(at + a->k);
     f->v = (const float **)(void *)(at + a->v);
+    f->k_next = (const char **)(void *)(at + a->k_next);
+    f->v_next = (const char **)(void *)(at + a->v_next);
     f->k_rows = (float *)(void *)(at + a->k_rows);
     f->v_rows = (float *)(void *)(at + a->v_rows);
     f->scores = (float *)(void *)(at + a->scores);
@@ -94,6 +101,10 @@ static int64_t row_head(const flash *f, int64_t row) { return f->kv_head * f->gr
 static int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t at_least(int64_t a, int64_t b) { return a > b ? a : b; }
 
+static void prefetch_row(const char *row, int64_t bytes) {
+    for (int64_t i = 0; i < bytes; i += 64) v_prefetch(row + i);
+}
+
 /* Keys that causal and window let each lane see. Positions ascend with lanes, so both ends do too. */
 static void find_ranges(flash *f, panel *x) {
     for (int64_t lane = 0; lane < PANEL; lane++) {
@@ -109,26 +120,31 @@ static void find_ranges(flash *f, panel *x) {
     x->all_high = x->lane_high[0];
 }
 
+static const char *query_row(const flash *f, int64_t row) {
+    const int64_t at = attn_q_offset(&f->s, f->p->q_stride, row_position(f, row), row_head(f, row));
+    return (const char *)f->t->q + at * attn_dtype_size(f->p->dtype);
+}
+
 /* Transpose the panel's rows of Q into lanes; lanes not in use are 0. */
 static void pack_queries(const flash *f, panel *x) {
     const attn_problem *p = f->p;
-    const char *q = f->t->q;
-    for (int64_t lane = 0; lane < PANEL; lane++) {
-        float *to = x->q + lane;
-        if (lane >= x->rows) {
-            for (int64_t d = 0; d < p->qk_dim; d++) to[d * PANEL] = 0;
-            continue;
-        }
-        const int64_t row = x->row + lane;
-        const int64_t at = attn_q_offset(&f->s, p->q_stride, row_position(f, row), row_head(f, row));
-        const void *from = q + at * attn_dtype_size(p->dtype);
-        float buffer[LANES];
+    const vec scale = v_set(f->q_scale);
+    const char *rows[PANEL];
+    for (int64_t lane = 0; lane < x->rows; lane++) {
+        rows[lane] = query_row(f, x->row + lane);
+        prefetch_row(rows[lane], p->qk_dim * attn_dtype_size(p->dtype));
+    }
+    for (int64_t lane = 0; lane < PANEL; lane += LANES)
         for (int64_t d = 0; d < p->qk_dim; d += LANES) {
             const int64_t n = at_most(LANES, p->qk_dim - d);
-            v_store(buffer, v_mul(v_set(f->q_scale), v_load_part_any(from, p->dtype, d, v_first(n))));
-            for (int64_t i = 0; i < n; i++) to[(d + i) * PANEL] = buffer[i];
+            vec q[LANES];
+            for (int64_t i = 0; i < LANES; i++)
+                q[i] = lane + i >= x->rows ? v_zero()
+                     : n < LANES ? v_mul(scale, v_load_part_any(rows[lane + i], p->dtype, d, v_first(n)))
+                                 : v_mul(scale, v_load_any(rows[lane + i], p->dtype, d));
+            v_transpose(q);
+            for (int64_t i = 0; i < n; i++) v_store(x->q + (d + i) * PANEL + lane, q[i]);
         }
-    }
 }
 
 static void open_panel(flash *f, panel *x) {
@@ -165,44 +181,58 @@ static void close_row(const flash *f, const panel *x, int64_t lane) {
 
 /* ---- rows of K and V ---- */
 
-/* Find rows from .. keys - 1 of the current block in memory. */
-static void find_rows(const flash *f, const char *base, attn_stride stride, const char **rows) {
+/* Find keys first .. first + n - 1 in memory. */
+static void find_rows(const flash *f, const void *base, attn_stride stride, int64_t first, int64_t n,
+                      const char **rows) {
     const attn_problem *p = f->p;
     const int64_t size = attn_dtype_size(p->dtype);
-    int64_t j = f->from;
-    while (j < f->keys) {
-        const int64_t key = f->block + j;
-        const char *row = base + attn_kv_offset(p, &f->s, stride, key, f->kv_head) * size;
-        const int64_t run = f->s.pages ? p->page_size - key % p->page_size : f->keys - j;
-        const int64_t end = at_most(j + run, f->keys);
+    int64_t j = 0;
+    while (j < n) {
+        const int64_t key = first + j;
+        const char *row = (const char *)base + attn_kv_offset(p, &f->s, stride, key, f->kv_head) * size;
+        const int64_t end = f->s.pages ? at_most(n, j + p->page_size - key % p->page_size) : n;
         for (; j < end; j++, row += stride.seq * size) rows[j] = row;
     }
 }
 
-static void widen_rows(const flash *f, const float **rows, float *to, int64_t dim) {
-    const int64_t width = whole_vectors(dim);
-    for (int64_t j = f->from; j < f->keys; j++) {
-        const void *from = rows[j];
-        float *row = to + j * width;
-        int64_t d = 0;
-        for (; d + LANES <= dim; d += LANES) v_store(row + d, v_load_any(from, f->p->dtype, d));
-        if (d < dim) v_store(row + d, v_load_part_any(from, f->p->dtype, d, v_first(dim - d)));
-        rows[j] = row;
+static void find_next_block(flash *f, int64_t first, int64_t n) {
+    f->next_keys = at_most(n, f->high - first);
+    find_rows(f, f->t->k, f->p->k_stride, first, f->next_keys, f->k_next);
+    find_rows(f, f->t->v, f->p->v_stride, first, f->next_keys, f->v_next);
+}
+
+/* Bring a few rows of the next block nearer while this one is computed. */
+static void prefetch_next(const flash *f, int64_t from, int64_t to) {
+    const int64_t size = attn_dtype_size(f->p->dtype);
+    for (int64_t j = from; j < at_most(to, f->next_keys); j++) {
+        prefetch_row(f->k_next[j], f->p->qk_dim * size);
+        if (!f->p->v_in_k) prefetch_row(f->v_next[j], f->p->v_dim * size);
     }
 }
 
-/* Point f->k and f->v at f32 rows of the current block. */
-static void load_block(flash *f, int gathers) {
-    const attn_problem *p = f->p;
-    f->v_finite = -1;
-    find_rows(f, f->t->k, p->k_stride, (const char **)(void *)f->k);
-    if (p->v_in_k && gathers) {
-        widen_rows(f, f->k, f->k_rows, p->qk_dim);
-        for (int64_t j = f->from; j < f->keys; j++) f->v[j] = f->k[j];
-        return;
+static void widen_rows(const flash *f, const char *const *rows, int64_t dim, float *to, const float **widened) {
+    const int64_t width = whole_vectors(dim);
+    for (int64_t j = f->from; j < f->keys; j++) {
+        float *row = to + j * width;
+        int64_t d = 0;
+        for (; d + LANES <= dim; d += LANES) v_store(row + d, v_load_any(rows[j], f->p->dtype, d));
+        if (d < dim) v_store(row + d, v_load_part_any(rows[j], f->p->dtype, d, v_first(dim - d)));
+        widened[j] = row;
     }
-    find_rows(f, f->t->v, p->v_stride, (const char **)(void *)f->v);
-    if (!gathers) return;
-    widen_rows(f, f->k, f->k_rows, p->qk_dim);
-    widen_rows(f, f->v, f->v_rows, p->v_dim);
+}
+
+/* The next block becomes the current one: f->k and f->v point at its rows in f32. */
+static void load_block(flash *f, int64_t n, int gathers) {
+    const attn_problem *p = f->p;
+    f->keys = f->next_keys;
+    f->v_finite = -1;
+    if (gathers) {
+        widen_rows(f, f->k_next, p->qk_dim, f->k_rows, f->k);
+        if (!p->v_in_k) widen_rows(f, f->v_next, p->v_dim, f->v_rows, f->v);
+        for (int64_t j = f->from; j < f->keys && p->v_in_k; j++) f->v[j] = f->k[j];
+    } else {
+        memcpy(f->k, f->k_next, (size_t)f->keys * sizeof *f->k);
+        memcpy(f->v, f->v_next, (size_t)f->keys * sizeof *f->v);
+    }
+    find_next_block(f, f->block + n, n);
 }

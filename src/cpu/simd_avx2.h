@@ -74,6 +74,31 @@ SIMD_INLINE vmask v_within(vec low, vec x, vec high) {                          
 SIMD_INLINE vec  v_select(vmask m, vec yes, vec no) { return _mm256_blendv_ps(no, yes, m); }
 SIMD_INLINE int  v_any_nan(vec a)                  { return _mm256_movemask_ps(_mm256_cmp_ps(a, a, _CMP_UNORD_Q)) != 0; }
 
+SIMD_INLINE void v_prefetch(const void *x)         { _mm_prefetch((const char *)x, _MM_HINT_T1); }   /* into L2 */
+
+/* Rows become columns: x[i] lane j <-> x[j] lane i. */
+SIMD_INLINE void v_transpose(vec x[8]) {
+    vec y[8];
+    SIMD_UNROLL
+    for (int i = 0; i < 8; i += 2) {
+        y[i] = _mm256_unpacklo_ps(x[i], x[i + 1]);
+        y[i + 1] = _mm256_unpackhi_ps(x[i], x[i + 1]);
+    }
+    SIMD_UNROLL
+    for (int i = 0; i < 8; i += 4)                    /* x[i + k]: element 4 g + k of rows i .. i + 3 in half g */
+        SIMD_UNROLL
+        for (int k = 0; k < 4; k++) {
+            const __m256d a = _mm256_castps_pd(y[i + k / 2]), b = _mm256_castps_pd(y[i + k / 2 + 2]);
+            x[i + k] = _mm256_castpd_ps(k % 2 ? _mm256_unpackhi_pd(a, b) : _mm256_unpacklo_pd(a, b));
+        }
+    SIMD_UNROLL
+    for (int k = 0; k < 4; k++) {
+        const vec a = x[k], b = x[4 + k];
+        x[k] = _mm256_permute2f128_ps(a, b, 0x20);
+        x[4 + k] = _mm256_permute2f128_ps(a, b, 0x31);
+    }
+}
+
 /* The first `count` lanes, 0 .. LANES. A part load touches no memory outside it and gives 0 elsewhere. */
 SIMD_INLINE vmask v_first(int64_t count)           { return v_less(v_iota(), v_set((float)count)); }
 SIMD_INLINE vec  v_load_part(const float *x, vmask m) { return _mm256_maskload_ps(x, _mm256_castps_si256(m)); }

@@ -73,6 +73,37 @@ SIMD_INLINE vmask v_within(vec low, vec x, vec high) {                          
 SIMD_INLINE vec  v_select(vmask m, vec yes, vec no) { return _mm512_mask_blend_ps(m, no, yes); }
 SIMD_INLINE int  v_any_nan(vec a)                  { return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q) != 0; }
 
+SIMD_INLINE void v_prefetch(const void *x)         { _mm_prefetch((const char *)x, _MM_HINT_T1); }   /* into L2 */
+
+/* Rows become columns: x[i] lane j <-> x[j] lane i. */
+SIMD_INLINE void v_transpose(vec x[16]) {
+    vec y[16];
+    SIMD_UNROLL
+    for (int i = 0; i < 16; i += 2) {
+        y[i] = _mm512_unpacklo_ps(x[i], x[i + 1]);
+        y[i + 1] = _mm512_unpackhi_ps(x[i], x[i + 1]);
+    }
+    SIMD_UNROLL
+    for (int i = 0; i < 16; i += 4)                   /* x[i + k]: element 4 g + k of rows i .. i + 3 in quarter g */
+        SIMD_UNROLL
+        for (int k = 0; k < 4; k++) {
+            const __m512d a = _mm512_castps_pd(y[i + k / 2]), b = _mm512_castps_pd(y[i + k / 2 + 2]);
+            x[i + k] = _mm512_castpd_ps(k % 2 ? _mm512_unpackhi_pd(a, b) : _mm512_unpacklo_pd(a, b));
+        }
+    SIMD_UNROLL
+    for (int k = 0; k < 4; k++) {                     /* 4 x 4 transposition of quarters */
+        const vec a = _mm512_shuffle_f32x4(x[k], x[4 + k], 0x88), b = _mm512_shuffle_f32x4(x[k], x[4 + k], 0xdd);
+        const vec c = _mm512_shuffle_f32x4(x[8 + k], x[12 + k], 0x88);
+        const vec d = _mm512_shuffle_f32x4(x[8 + k], x[12 + k], 0xdd);
+        y[k] = _mm512_shuffle_f32x4(a, c, 0x88);
+        y[4 + k] = _mm512_shuffle_f32x4(b, d, 0x88);
+        y[8 + k] = _mm512_shuffle_f32x4(a, c, 0xdd);
+        y[12 + k] = _mm512_shuffle_f32x4(b, d, 0xdd);
+    }
+    SIMD_UNROLL
+    for (int i = 0; i < 16; i++) x[i] = y[i];
+}
+
 /* The first `count` lanes, 0 .. LANES. A part load touches no memory outside it and gives 0 elsewhere. */
 SIMD_INLINE vmask v_first(int64_t count)           { return (__mmask16)((1u << count) - 1); }
 SIMD_INLINE vec  v_load_part(const float *x, vmask m)       { return _mm512_maskz_loadu_ps(m, x); }

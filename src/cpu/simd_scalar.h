@@ -75,6 +75,22 @@ SIMD_INLINE int  v_any_nan(vec a) {
     return any;
 }
 
+#if defined(__GNUC__)
+SIMD_INLINE void v_prefetch(const void *x)         { __builtin_prefetch(x, 0, 2); }                  /* into L2 */
+#else
+SIMD_INLINE void v_prefetch(const void *x)         { (void)x; }
+#endif
+
+/* Rows become columns: x[i] lane j <-> x[j] lane i. */
+SIMD_INLINE void v_transpose(vec x[LANES]) {
+    for (int i = 0; i < LANES; i++)
+        for (int j = 0; j < i; j++) {
+            const float a = x[i].x[j];
+            x[i].x[j] = x[j].x[i];
+            x[j].x[i] = a;
+        }
+}
+
 /* The first `count` lanes, 0 .. LANES. A part load touches no memory outside it and gives 0 elsewhere. */
 SIMD_INLINE vmask v_first(int64_t count)           { SIMD_EACH(vmask, i < count); }
 SIMD_INLINE vec  v_load_part(const float *x, vmask m) { SIMD_EACH(vec, m.x[i] ? x[i] : 0); }
