@@ -42,6 +42,7 @@ static void surplus_threads_do_nothing() {
     CHECK_LAUNCH();
     bool once = true;
     for (int v : to_host(visits, n)) once = once && v == 1;
+    fact("surplus threads", blocks * threads - n);
     expect(once, "each of the 1000 elements was visited once, none beyond");
     CHECK(cudaFree(visits));
 }

@@ -47,6 +47,8 @@ static void strides(int n) {
         const sim_counters count = sim_count("add_strided");
         predict("         sectors per load request", stride == 1 ? 4 : stride == 2 ? 8 : 32,
                 (double)count.load_sectors / (double)count.load_requests, 0);
+        snprintf(text, sizeof text, "sectors at stride %d", stride);
+        fact(text, (double)count.load_sectors / (double)count.load_requests);
 #endif
         const double useful = 12.0 * work / ms * 1e-6;
         if (stride == 1) base = useful;

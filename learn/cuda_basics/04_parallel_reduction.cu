@@ -165,6 +165,7 @@ int main() {
             (double)sim_count("sum_halving").barriers / (double)sim_count("sum_halving").blocks, 0);
     predict("barriers a block, shuffle", 1,
             (double)sim_count("sum_vectorised").barriers / (double)sim_count("sum_vectorised").blocks, 0);
+    fact("barriers halving", (double)sim_count("sum_halving").barriers / (double)sim_count("sum_halving").blocks);
 #endif
     CHECK(cudaFree(dx));
     CHECK(cudaFree(partial));

@@ -175,6 +175,7 @@ int main() {
         printf("  three streams   %8.3f ms  %4.2f x  (limit: the longest of the three stages, so at most 3 x)\n", three,
                one / three);
         printf("  graph           %8.3f ms  %4.2f x\n\n", replayed, one / replayed);
+        fact("speed-up of three streams", one / three);
         expect(three < one, "overlap pays");
         expect(three > one / 3, "and no more than three stages can overlap");
     }

@@ -38,6 +38,15 @@ static inline void expect(bool truth, const char *claim) {
     failures += !truth;
 }
 
+/* A number that came out of this run, for `learn quiz`: one line in the file that LEARN_FACTS names. */
+static inline void fact(const char *name, double value) {
+    const char *path = getenv("LEARN_FACTS");
+    FILE *file = path ? fopen(path, "a") : nullptr;
+    if (!file) return;
+    fprintf(file, "%s\t%.17g\n", name, value);
+    fclose(file);
+}
+
 /* A number that the lesson predicts before it runs, and what came out. */
 static inline void predict(const char *what, double predicted, double counted, double tolerance) {
     const bool ok = std::fabs(counted - predicted) <= tolerance * std::fabs(predicted);   /* false for NaN */
