@@ -135,7 +135,8 @@ ok "libattn.so needs libc and libm only; no TEXTREL, no executable stack, SONAME
 # ---- the build folder, copied elsewhere, still runs ----
 if [ -x "$build/attn" ]; then
     mkdir "$work/copy"
-    cp "$build/attn" "$build"/lib*.so* "$work/copy/"
+    cp "$build/attn" "$build"/libattn.so* "$work/copy/"
+    [ ! -d "$build/packages" ] || cp -r "$build/packages" "$work/copy/"
     "$work/copy/attn" info >/dev/null || fail "copied build folder"
     ok "build folder moves"
 fi
