@@ -6,21 +6,23 @@
 #include "sequence.h"
 #include <immintrin.h>
 #include <math.h>
+#define SIMD_PRAGMA(x) _Pragma(#x)
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
 #define SIMD_END _Pragma("clang attribute pop")
+#define SIMD_UNROLL _Pragma("clang loop unroll(full)")           /* all of it, early: arrays become registers */
+#define SIMD_UNROLL_BY(n) SIMD_PRAGMA(clang loop unroll_count(n))
 #else
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,f16c")
 #define SIMD_END _Pragma("GCC pop_options")
+#define SIMD_UNROLL _Pragma("GCC unroll 16")
+#define SIMD_UNROLL_BY(n) SIMD_PRAGMA(GCC unroll n)
 #endif
 #define SIMD_ISA ATTN_ISA_AVX2
 #define SIMD_NAME(f) f##_avx2
 #define SIMD_STRING "avx2"
-#define SIMD_PRAGMA(x) _Pragma(#x)
 #define SIMD_INLINE static inline __attribute__((always_inline))
-#define SIMD_UNROLL _Pragma("GCC unroll 16")
-#define SIMD_UNROLL_BY(n) SIMD_PRAGMA(GCC unroll n)
 
 /* LANES of a vector; a register tile is TILE rows by VECS vectors: 12 accumulators, 2 operands, 1 broadcast of 16. */
 #define SIMD_VECS 2

@@ -12,22 +12,23 @@
 #define SIMD_NAME(f) f##_avx512
 #define SIMD_STRING "avx512"
 #endif
-#if defined(__clang__)
 #define SIMD_PRAGMA(x) _Pragma(#x)
+#if defined(__clang__)
 #define SIMD_BEGIN(target_list) \
     SIMD_PRAGMA(clang attribute push(__attribute__((target(target_list))), apply_to = function))
 SIMD_BEGIN(SIMD_TARGET)
 #define SIMD_END _Pragma("clang attribute pop")
+#define SIMD_UNROLL _Pragma("clang loop unroll(full)")           /* all of it, early: arrays become registers */
+#define SIMD_UNROLL_BY(n) SIMD_PRAGMA(clang loop unroll_count(n))
 #else
-#define SIMD_PRAGMA(x) _Pragma(#x)
 #define SIMD_BEGIN(target_list) SIMD_PRAGMA(GCC target(target_list))
 #pragma GCC push_options
 SIMD_BEGIN(SIMD_TARGET)
 #define SIMD_END _Pragma("GCC pop_options")
-#endif
-#define SIMD_INLINE static inline __attribute__((always_inline))
 #define SIMD_UNROLL _Pragma("GCC unroll 16")
 #define SIMD_UNROLL_BY(n) SIMD_PRAGMA(GCC unroll n)
+#endif
+#define SIMD_INLINE static inline __attribute__((always_inline))
 
 /* LANES of a vector; a register tile is TILE rows by VECS vectors: 24 accumulators, 4 operands, 1 broadcast of 32. */
 #define SIMD_VECS 4
