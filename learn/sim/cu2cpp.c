@@ -1,7 +1,8 @@
 /* cu2cpp.c — turn the two things in a .cu file that g++ can't read into C++; everything else stays as it is.
  *   kernel<T><<<grid, block, shared, stream>>>(args)   ->  sim_kernel("kernel", kernel<T>, grid, ...)(args)
  *   extern __shared__ float s[];                       ->  SIM_DYNAMIC_SHARED(float, s);
- * Line numbers are kept. Usage: cu2cpp lesson.cu > lesson.cpp */
+ * A header beside the file that launches kernels is translated in place. Line numbers are kept.
+ * Usage: cu2cpp lesson.cu > lesson.cpp */
 #include <ctype.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -114,6 +115,48 @@ static size_t dynamic_shared(buffer *out, const char *s) {
     return (size_t)(end + 1 - s);
 }
 
+static void translate(buffer *out, const char *path, int first_line, const char *text);
+
+/* At `#include "name"`: if that file lies beside `path` and launches kernels, put its translation here. @return consumed */
+static size_t include(buffer *out, const char *path, const char *text, const char *s) {
+    char name[256], beside[1024];
+    if (sscanf(s, "#include \"%255[^\"]\"", name) != 1) return 0;
+    const char *slash = strrchr(path, '/');
+    snprintf(beside, sizeof beside, "%.*s%s", slash ? (int)(slash + 1 - path) : 0, path, name);
+    FILE *file = fopen(beside, "rb");
+    if (!file) return 0;
+    fclose(file);
+    size_t length;
+    char *header = read_file(beside, &length);
+    size_t consumed = 0;
+    if (strstr(header, "<<<")) {
+        int line = 1;
+        for (const char *c = text; c < s; c++) line += *c == '\n';
+        translate(out, beside, 1, header);
+        char back[1100];
+        snprintf(back, sizeof back, "\n#line %d \"%s\"\n", line, path);
+        put_text(out, back);
+        consumed = strcspn(s, "\n");
+    }
+    free(header);
+    return consumed;
+}
+
+static void translate(buffer *out, const char *path, int first_line, const char *text) {
+    char line[1100];
+    snprintf(line, sizeof line, "#line %d \"%s\"\n", first_line, path);
+    put_text(out, line);
+    for (const char *s = text; *s;) {
+        size_t n = s > text ? literal(s) : (*s == '/' ? literal(s) : 0);
+        if (n) put(out, s, n);
+        else if (!strncmp(s, "<<<", 3)) n = launch(out, s);
+        else if (!strncmp(s, "#include \"", 10)) n = include(out, path, text, s);
+        else if (!strncmp(s, "extern", 6) && (s == text || !is_word(s[-1]))) n = dynamic_shared(out, s);
+        if (!n) put(out, s, n = 1);
+        s += n;
+    }
+}
+
 int main(int argc, char **argv) {
     if (argc != 2) {
         fprintf(stderr, "usage: cu2cpp lesson.cu > lesson.cpp\n");
@@ -122,17 +165,7 @@ int main(int argc, char **argv) {
     size_t length;
     char *text = read_file(argv[1], &length);
     buffer out = { 0 };
-    put_text(&out, "#line 1 \"");
-    put_text(&out, argv[1]);
-    put_text(&out, "\"\n");
-    for (const char *s = text; *s;) {
-        size_t n = s > text ? literal(s) : (*s == '/' ? literal(s) : 0);
-        if (n) put(&out, s, n);
-        else if (!strncmp(s, "<<<", 3)) n = launch(&out, s);
-        else if (!strncmp(s, "extern", 6) && (s == text || !is_word(s[-1]))) n = dynamic_shared(&out, s);
-        if (!n) put(&out, s, n = 1);
-        s += n;
-    }
+    translate(&out, argv[1], 1, text);
     fwrite(out.text, 1, out.size, stdout);
     free(out.text);
     free(text);

@@ -1,0 +1,8 @@
+// Wrong on purpose: the block index is ignored in y: blocks repeat each other.
+// rejected by: written by two blocks
+#include "../01_image.h"
+
+__global__ void invert(const float *in, float *out, int width, int height) {
+    const int x = blockIdx.x * blockDim.x + threadIdx.x, y = blockIdx.y / 2 * blockDim.y + threadIdx.y;
+    if (x < width && y < height) out[y * width + x] = 1 - in[y * width + x];
+}

@@ -1,0 +1,8 @@
+// Wrong on purpose: x and y swapped in the address.
+// rejected by: NO
+#include "../01_image.h"
+
+__global__ void invert(const float *in, float *out, int width, int height) {
+    const int x = blockIdx.x * blockDim.x + threadIdx.x, y = blockIdx.y * blockDim.y + threadIdx.y;
+    if (x < width && y < height) out[x * height + y] = 1 - in[y * width + x];
+}

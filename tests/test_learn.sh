@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# test_learn.sh BUILD_FOLDER — every lesson runs without a GPU, every exercise accepts its solution and nothing else.
+set -u
+build=$1
+learn=$build/learn
+source=$(cd "$(dirname "$0")/../learn" && pwd)
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+export LEARN_FOLDER=$source LEARN_BUILD=$work LEARN_PROGRESS=$work/progress.json
+passed=0 failed=0
+
+# verdict WANTED_EXIT WORD LABEL COMMAND...: exit code as wanted (0, or "wrong": anything else) and WORD in the output
+verdict() {
+    local wanted=$1 word=$2 label=$3
+    shift 3
+    timeout 120 "$@" >"$work/log" 2>&1
+    local code=$? ok=1
+    if [ "$wanted" = 0 ]; then [ $code = 0 ] || ok=0; else [ $code != 0 ] && [ $code -lt 124 ] || ok=0; fi
+    grep -q -- "$word" "$work/log" || ok=0
+    if [ $ok = 1 ]; then passed=$((passed + 1)); else
+        failed=$((failed + 1))
+        echo "FAIL $label (exit $code, expected $wanted and \"$word\")"
+        tail -n 6 "$work/log"
+    fi
+}
+
+for number in $("$learn" list | sed -n 's/^  \([0-9][0-9]\) .*cuda_basics.*/\1/p'); do
+    verdict 0 "All of it holds" "lesson $number" "$learn" run "$number" --sim
+    for order in reverse 12345; do
+        verdict 0 "All of it holds" "lesson $number, threads in order $order" env SIM_ORDER=$order "$learn" run "$number" --sim
+    done
+    verdict wrong "NO " "exercise $number with its holes" "$learn" check "$number" --sim
+done
+for file in "$source"/exercises/solutions/[0-9]*.cu; do
+    name=$(basename "$file")
+    verdict 0 "All of it holds" "solution $name" "$learn" check "${name:0:2}" --my "$file" --sim
+done
+for file in "$source"/exercises/mutants/[0-9]*.cu; do
+    name=$(basename "$file")
+    verdict wrong "$(sed -n 's|^// rejected by: ||p' "$file")" "mutant $name" "$learn" check "${name:0:2}" --my "$file" --sim
+done
+
+printf '24\n' >"$work/right"
+printf '23\n' >"$work/wrong"
+verdict 0 "right" "quiz 01, right answer" bash -c "'$learn' quiz 01 --sim <'$work/right'"
+verdict wrong "not yet" "quiz 01, wrong answer" bash -c "'$learn' quiz 01 --sim <'$work/wrong'"
+verdict 0 "lessons run" "status" "$learn" status
+verdict wrong "no lesson" "unknown lesson" "$learn" run 99
+verdict wrong "does not compile" "a file that doesn't compile" bash -c "echo 'int main( {' >'$work/bad.cu'; '$learn' check 01 --my '$work/bad.cu' --sim"
+verdict 0 "ok" "doctor" "$learn" doctor
+echo "$passed passed, $failed failed"
+[ $failed = 0 ]
