@@ -1,5 +1,6 @@
 /* bench.c — attn bench: time kernels on problems, beside this machine's own ceilings, each checked before it counts. */
 #include "bench.h"
+#include "inputs.h"
 #include "openblas.h"
 #include "problem_options.h"
 #include "terminal.h"
@@ -44,25 +45,68 @@ static int threads_of(const cli_arguments *a, int threads[MOST_THREADS]) {
     return n;
 }
 
+/* Time one problem and show its rows. */
+static int one_problem(const bench_request *request, bench_table *table) {
+    const int first = table->count, code = bench_problem(request, table);
+    cli_progress_end();
+    if (code != CLI_USAGE) bench_print(table, first, first == 0);
+    return code;
+}
+
 static int run_problems(const cli_arguments *a, bench_request *request, bench_table *table) {
     attn_problem *problems;
-    contender_list contenders;
     int count, code = cli_problem_list(a, &problems, &count);
-    if (code) return code;
-    code = contenders_create(&contenders, a, problems->device);
-    if (code) {
-        free(problems);
-        return code;
-    }
-    request->contenders = &contenders;
     for (int i = 0; i < count && code != CLI_USAGE; i++) {
         request->problem = problems[i];
-        const int first = table->count, one = bench_problem(request, table);
-        cli_progress_end();
-        bench_print(table, first, i == 0);
+        const int one = one_problem(request, table);
         if (one) code = one;
     }
     free(problems);
+    return code;
+}
+
+/* One case of real input. */
+static int run_input(const cli_input_files *files, int i, const cli_arguments *a, bench_request *request,
+                     bench_table *table) {
+    cli_input input;
+    int code = cli_inputs_case(&input, files, i, a);
+    if (code) return code;
+    request->problem = input.problem;
+    const attn_status status = check_data_from(&request->data, &input.problem, &input.tensors, NULL);
+    if (status) {
+        cli_error("%s%s: %s", input.prefix, attn_status_name(status), attn_last_error());
+        code = CLI_FAILED;
+    } else {
+        printf("%s%s%s\n", cli_style_code(stdout, CLI_BOLD), *input.prefix ? input.prefix : "input",
+               cli_style_code(stdout, CLI_PLAIN));
+        code = one_problem(request, table);
+    }
+    check_data_destroy(request->data);
+    request->data = NULL;
+    cli_input_free(&input);
+    return code;
+}
+
+static int run_inputs(const cli_arguments *a, bench_request *request, bench_table *table) {
+    cli_input_files *files;
+    int code = cli_inputs_open(&files, a);
+    if (code) return code;
+    for (int i = 0; i < cli_inputs_count(files) && code != CLI_USAGE; i++) {
+        const int one = run_input(files, i, a, request, table);
+        if (one) code = one;
+    }
+    cli_inputs_close(files);
+    return code;
+}
+
+/* The contenders of the command line on what it names. */
+static int run_named(const cli_arguments *a, bench_request *request, bench_table *table) {
+    contender_list contenders;
+    int code = contenders_create(&contenders, a, cli_choice(a, "backend", 0) ? ATTN_CUDA : ATTN_CPU);
+    if (code) return code;
+    request->contenders = &contenders;
+    code = cli_inputs_given(a) ? run_inputs(a, request, table) : run_problems(a, request, table);
+    contenders_free(&contenders);
     return code;
 }
 
@@ -77,7 +121,7 @@ static int run(const cli_arguments *a) {
     request.options.splits = (int32_t)cli_integer(a, "splits", 0);
     request.options.cuda_device = (int32_t)cli_integer(a, "device", 0);
     if (cli_given(a, "suite")) code = bench_suite(cli_choice(a, "suite", 0), a, &request, &table);
-    else code = run_problems(a, &request, &table);
+    else code = run_named(a, &request, &table);
     if (code != CLI_USAGE) {
         if (*openblas_core() && cli_given(a, "vs")) printf("OpenBLAS core: %s, one thread per GEMM\n", openblas_core());
         const int saved = bench_save(&table, a);
@@ -87,7 +131,8 @@ static int run(const cli_arguments *a) {
     return code;
 }
 
-static const cli_option *const tables[] = { cli_shape_options, cli_mask_options, cli_engine_options, bench_options, NULL };
+static const cli_option *const tables[] = { cli_shape_options, cli_mask_options, cli_engine_options,
+                                            cli_input_options, bench_options, NULL };
 
 const cli_command cli_command_bench = {
     .name = "bench", .summary = "Time kernels on problems, with this machine's own ceilings beside them.",

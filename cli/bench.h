@@ -98,5 +98,5 @@ int  bench_save(const bench_table *table, const cli_arguments *a);
 extern const char bench_suite_names[];  /* for the option's choices */
 int bench_suite(int suite, const cli_arguments *a, const bench_request *common, bench_table *table);
 /* Every row of the speed table with its goal and what was measured. */
-int bench_targets(const cli_arguments *a, const bench_request *common, bench_table *table);
+int bench_targets(const bench_request *common, bench_table *table);
 #endif

@@ -201,10 +201,6 @@ static void judge_choice(session *s) {
 
 static int open_data(session *s) {
     const bench_request *q = s->request;
-    if (q->data) {
-        s->data = q->data;
-        return CLI_OK;
-    }
     attn_problem resolved = q->problem;
     if (attn_problem_resolve(&resolved)) {
         cli_error("%s", attn_last_error());
@@ -212,7 +208,8 @@ static int open_data(session *s) {
     }
     const check_case c = { .problem = q->problem, .shape = "custom", .fill = q->fill, .seed = q->seed };
     cli_progress("%s: making tensors", s->label);
-    attn_status status = check_data_create(&s->data, &c, NULL, 0);
+    s->data = q->data;
+    attn_status status = s->data ? ATTN_OK : check_data_create(&s->data, &c, NULL, 0);
     if (!status) cli_progress("%s: computing the float64 answer", s->label);
     if (!status) status = check_data_answer(s->data);
     if (!status) return CLI_OK;

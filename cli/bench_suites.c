@@ -47,7 +47,7 @@ static int thread_ladder(int *threads, int most) {
 
 int bench_suite(int suite, const cli_arguments *a, const bench_request *common, bench_table *table) {
     int ladder[16], code = CLI_OK, first_print = 1;
-    if (suite == SUITE_TABLE) return bench_targets(a, common, table);
+    if (suite == SUITE_TABLE) return bench_targets(common, table);
     contender_list contenders;
     bench_request request = *common;
     if (contenders_create(&contenders, a, ATTN_CPU)) return CLI_USAGE;

@@ -1,5 +1,6 @@
 /* plugin.c — compile, load and call plug-in kernels. */
 #include "plugin.h"
+#include "locate.h"
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -33,30 +34,16 @@ int plugin_is_path(const char *kernel) {
     return strchr(kernel, '/') || ends_with(kernel, ".c") || ends_with(kernel, ".cu") || ends_with(kernel, ".so");
 }
 
-/* ---- where attn/attn_plugin.h is: $ATTN_INCLUDE, or an include folder beside or above the program ---- */
-
-static int has_header(const char *folder) {
-    char file[PATH_MAX + 32];
-    snprintf(file, sizeof file, "%s/attn/attn_plugin.h", folder);
-    return access(file, R_OK) == 0;
-}
-
+/* The folder with attn/attn_plugin.h: $ATTN_INCLUDE, or include/ beside or above the program. */
 static int find_include(char *folder, size_t size) {
-    const char *given = getenv("ATTN_INCLUDE");
+    const char *given = getenv("ATTN_INCLUDE"), *const header = "/attn/attn_plugin.h";
     if (given && *given) {
         snprintf(folder, size, "%s", given);
-        return has_header(folder);
+        return 1;
     }
-    char at[PATH_MAX - 16];
-    const ssize_t length = readlink("/proc/self/exe", at, sizeof at - 1);
-    if (length <= 0) return 0;
-    at[length] = 0;
-    for (char *slash; (slash = strrchr(at, '/')); ) {
-        *slash = 0;
-        snprintf(folder, size, "%s/include", at);
-        if (has_header(folder)) return 1;
-    }
-    return 0;
+    if (cli_locate("include/attn/attn_plugin.h", folder, size)) return 0;
+    folder[strlen(folder) - strlen(header)] = 0;
+    return 1;
 }
 
 /* ---- compiling ---- */
