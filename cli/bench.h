@@ -43,6 +43,8 @@ typedef struct bench_spread { double median, low, high, least, most; int count, 
 bench_spread bench_spread_of(const bench_item *item);
 /* Median over the rounds of b's time over a's time: how many times faster a is, whatever the machine did meanwhile. */
 double bench_ratio(const bench_item *a, const bench_item *b);
+/* Share of its processors that an item lost to others, median of all samples. */
+double bench_lost(const bench_item *item);
 double bench_now(void);
 
 /* ---- one problem: bench_problem.c ---- */
@@ -60,6 +62,7 @@ typedef struct bench_row {
     ceiling           ceiling;
     double            ceiling_flops;    /* per second, measured between the same samples */
     double            of_ceiling;       /* share, median of rounds; 0 = unknown */
+    double            noise;            /* share of the processors that the ceiling's loop lost to other programs */
     double            read_bytes;       /* per second: the stream read of the same K and V */
     double            of_read;
     double            versus[2];        /* times faster than openblas_blocked, openblas_naive; 0 = unknown */

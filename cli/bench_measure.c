@@ -59,6 +59,15 @@ bench_spread bench_spread_of(const bench_item *item) {
     return s;
 }
 
+double bench_lost(const bench_item *item) {
+    double all[BENCH_SAMPLES];
+    int n = 0;
+    for (int i = 0; i < item->count; i++)
+        if (item->seconds[i] > 0) all[n++] = item->lost[i];
+    qsort(all, (size_t)n, sizeof *all, by_size);
+    return n ? quantile(all, n, 0.5) : 0;
+}
+
 double bench_ratio(const bench_item *a, const bench_item *b) {
     double ratios[BENCH_SAMPLES], rest[BENCH_SAMPLES];
     int n = 0, m = 0;

@@ -180,6 +180,8 @@ static void fill_row(session *s, const entry *e) {
     }
     if (!(r->time.median > 0)) return;
     r->of_ceiling = share_of(e, ceiling_for(s, e->threads, r->ceiling), r->flops, &r->ceiling_flops);
+    if (ceiling_for(s, e->threads, r->ceiling))
+        r->noise = bench_lost(bench_ceiling_item(ceiling_for(s, e->threads, r->ceiling)));
     r->of_read = share_of(e, ceiling_for(s, e->threads, CEILING_READ), r->bytes, &r->read_bytes);
     r->versus[0] = versus(s, e, "openblas_blocked");
     r->versus[1] = versus(s, e, "openblas_naive");

@@ -94,6 +94,7 @@ static void print_row(const bench_table *t, const bench_row *r) {
 void bench_print(const bench_table *table, int first, int header) {
     if (header) print_header(table);
     int flagged = 0;
+    double noise = 0;
     for (int i = first; i < table->count; i++) {
         const bench_row *r = &table->rows[i];
         char text[512], previous[512] = "";
@@ -104,8 +105,10 @@ void bench_print(const bench_table *table, int first, int header) {
                    cli_style_code(stdout, CLI_PLAIN), r->flops * 1e-9, r->bytes * 1e-6);
         print_row(table, r);
         flagged |= r->faster;
+        noise = r->noise > noise ? r->noise : noise;
     }
     if (flagged) printf("! faster than the kernel that the planner chose (*): their order in kernels.def is wrong here\n");
+    if (noise > 0.05) printf("~ other programs took up to %.0f %% of the processors meanwhile\n", 100 * noise);
     fflush(stdout);
 }
 
@@ -154,6 +157,7 @@ static void add_time(cJSON *row, const bench_row *r) {
         cJSON_AddStringToObject(row, "ceiling", ceiling_names[r->ceiling]);
         cJSON_AddNumberToObject(row, "ceiling_gflop_per_s", r->ceiling_flops * 1e-9);
         cJSON_AddNumberToObject(row, "share_of_ceiling", r->of_ceiling);
+        cJSON_AddNumberToObject(row, "share_lost_to_others", r->noise);
     }
     if (r->of_read > 0) {
         cJSON_AddNumberToObject(row, "read_gb_per_s", r->read_bytes * 1e-9);

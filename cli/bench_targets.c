@@ -183,7 +183,7 @@ static void number_text(metric m, double x, char text[24]) {
     else snprintf(text, 24, "%.2f", x);
 }
 
-typedef struct judged { double figure; char why[256], kernel[64], machine[64]; } judged;
+typedef struct judged { double figure, noise; char why[256], kernel[64], machine[64]; } judged;
 
 static const char *verdict_of(const target *t, double figure) {
     if (!(figure > 0)) return "-";
@@ -199,6 +199,7 @@ static void judge(const target *t, const bench_table *table, int first, judged *
     snprintf(out->kernel, sizeof out->kernel, "%s", kernel ? kernel : "");
     const bench_row *r = find_row(table, first, kernel, threads), *one = find_row(table, first, kernel, 1);
     out->machine[0] = 0;
+    out->noise = r ? r->noise : 0;
     if (!r || !(out->figure > 0)) return;
     if (t->metric == OF_CEILING)
         snprintf(out->machine, sizeof out->machine, "%.1f of %.1f GFLOP/s", r->flops / r->time.median * 1e-9, r->ceiling_flops * 1e-9);
@@ -218,10 +219,12 @@ static void print_target(const target *t, const judged *j) {
     number_text(t->metric, t->goal, goal);
     if (j->figure > 0) number_text(t->metric, j->figure, figure);
     const cli_style style = *verdict == 'g' ? CLI_GREEN : *verdict == 'M' ? CLI_RED : CLI_PLAIN;
-    printf("  %-58s %8s %8s  %9s  %s%-6s%s  %s%s%s\n", text, must, goal, figure,
+    printf("  %-58s %8s %8s  %9s  %s%-6s%s  %s%s%s", text, must, goal, figure,
            style == CLI_PLAIN ? "" : cli_style_code(stdout, style), verdict,
            style == CLI_PLAIN ? "" : cli_style_code(stdout, CLI_PLAIN), j->figure > 0 ? j->kernel : j->why,
            *j->machine ? ": " : "", j->machine);
+    if (j->noise > 0.05) printf("  (other programs took %.0f %% of its processors)", 100 * j->noise);
+    putchar('\n');
 }
 
 int bench_targets(const bench_request *common, bench_table *table) {
