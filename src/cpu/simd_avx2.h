@@ -68,6 +68,19 @@ SIMD_INLINE float v_top(vec a) {                                                
     return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
 }
 
+/* Lane i = the sum of a[i]'s lanes, all LANES sums in one shuffle tree; the order of additions is the same in each. */
+SIMD_INLINE vec v_sum_each(vec *a) {
+    SIMD_UNROLL
+    for (int i = 0; i < 4; i++)
+        a[i] = _mm256_add_ps(_mm256_unpacklo_ps(a[2 * i], a[2 * i + 1]), _mm256_unpackhi_ps(a[2 * i], a[2 * i + 1]));
+    SIMD_UNROLL
+    for (int i = 0; i < 2; i++) {
+        const __m256d x = _mm256_castps_pd(a[2 * i]), y = _mm256_castps_pd(a[2 * i + 1]);
+        a[i] = _mm256_add_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(x, y)), _mm256_castpd_ps(_mm256_unpackhi_pd(x, y)));
+    }
+    return _mm256_add_ps(_mm256_permute2f128_ps(a[0], a[1], 0x20), _mm256_permute2f128_ps(a[0], a[1], 0x31));
+}
+
 SIMD_INLINE vmask v_equal(vec a, vec b)            { return _mm256_cmp_ps(a, b, _CMP_EQ_OQ); }
 SIMD_INLINE vmask v_less(vec a, vec b)             { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
 SIMD_INLINE vmask v_within(vec low, vec x, vec high) {                                   /* low <= x < high */

@@ -66,6 +66,23 @@ SIMD_INLINE vec  v_exp2_end(vec p, vec n, vec x) {
 SIMD_INLINE float v_sum(vec a)                     { return _mm512_reduce_add_ps(a); }
 SIMD_INLINE float v_top(vec a)                     { return _mm512_reduce_max_ps(a); }   /* no NaN inside */
 
+/* Lane i = the sum of a[i]'s lanes, all LANES sums in one shuffle tree; the order of additions is the same in each. */
+SIMD_INLINE vec v_sum_each(vec *a) {
+    SIMD_UNROLL
+    for (int i = 0; i < 8; i++)
+        a[i] = _mm512_add_ps(_mm512_unpacklo_ps(a[2 * i], a[2 * i + 1]), _mm512_unpackhi_ps(a[2 * i], a[2 * i + 1]));
+    SIMD_UNROLL
+    for (int i = 0; i < 4; i++) {
+        const __m512d x = _mm512_castps_pd(a[2 * i]), y = _mm512_castps_pd(a[2 * i + 1]);
+        a[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(x, y)), _mm512_castpd_ps(_mm512_unpackhi_pd(x, y)));
+    }
+    SIMD_UNROLL
+    for (int i = 0; i < 2; i++)
+        a[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a[2 * i], a[2 * i + 1], 0x88),
+                             _mm512_shuffle_f32x4(a[2 * i], a[2 * i + 1], 0xdd));
+    return _mm512_add_ps(_mm512_shuffle_f32x4(a[0], a[1], 0x88), _mm512_shuffle_f32x4(a[0], a[1], 0xdd));
+}
+
 SIMD_INLINE vmask v_equal(vec a, vec b)            { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
 SIMD_INLINE vmask v_less(vec a, vec b)             { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
 SIMD_INLINE vmask v_within(vec low, vec x, vec high) {                                   /* low <= x < high */
