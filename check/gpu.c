@@ -25,26 +25,33 @@ static int failed(check_gpu *gpu, cu_result result) {
 
 /* ---- life ---- */
 
-static int attribute(const check_gpu *gpu, int which) {
-    int value = 0;
-    return gpu->driver->DeviceGetAttribute(&value, which, gpu->device) ? 0 : value;
-}
-
-static void read_info(check_gpu *gpu, int ordinal) {
-    check_gpu_info *info = &gpu->info;
+int check_gpu_read(int ordinal, check_gpu_info *info, char *why, size_t size) {
+    const attn_cuda_driver *d = attn_cuda_open(why, size);
+    cu_device device = 0;
     size_t bytes = 0;
-    info->ordinal = ordinal;
-    (void)gpu->driver->DeviceGetCount(&info->count);
-    (void)gpu->driver->DriverGetVersion(&info->driver);
-    (void)gpu->driver->DeviceGetName(info->name, (int)sizeof info->name, gpu->device);
-    (void)gpu->driver->DeviceTotalMem(&bytes, gpu->device);
+    int major = 0, minor = 0;
+    if (!d) return 1;
+    *info = (check_gpu_info){ .ordinal = ordinal };
+    (void)d->DeviceGetCount(&info->count);
+    const cu_result result = d->DeviceGet(&device, ordinal);
+    if (result) {
+        snprintf(why, size, "CUDA device %d of %d: %s", ordinal, info->count, attn_cuda_error(d, result));
+        return 1;
+    }
+    const struct { int attribute, *value; } rows[] = {
+        { CU_CAPABILITY_MAJOR, &major }, { CU_CAPABILITY_MINOR, &minor },
+        { CU_MULTIPROCESSOR_COUNT, &info->multiprocessors }, { CU_CLOCK_RATE, &info->clock_khz },
+        { CU_MEMORY_CLOCK_RATE, &info->memory_khz }, { CU_MEMORY_BUS_WIDTH, &info->bus_bits },
+        { CU_L2_BYTES, &info->l2_bytes },
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
+        if (d->DeviceGetAttribute(rows[i].value, rows[i].attribute, device)) *rows[i].value = 0;
+    (void)d->DriverGetVersion(&info->driver);
+    (void)d->DeviceGetName(info->name, (int)sizeof info->name, device);
+    (void)d->DeviceTotalMem(&bytes, device);
     info->memory_bytes = (double)bytes;
-    info->capability = 10 * attribute(gpu, CU_CAPABILITY_MAJOR) + attribute(gpu, CU_CAPABILITY_MINOR);
-    info->multiprocessors = attribute(gpu, CU_MULTIPROCESSOR_COUNT);
-    info->clock_khz = attribute(gpu, CU_CLOCK_RATE);
-    info->memory_khz = attribute(gpu, CU_MEMORY_CLOCK_RATE);
-    info->bus_bits = attribute(gpu, CU_MEMORY_BUS_WIDTH);
-    info->l2_bytes = attribute(gpu, CU_L2_BYTES);
+    info->capability = 10 * major + minor;
+    return 0;
 }
 
 static cu_result start(check_gpu *gpu, int ordinal) {
@@ -75,7 +82,7 @@ check_gpu *check_gpu_open(int ordinal, char *why, size_t size) {
         check_gpu_close(gpu);
         return NULL;
     }
-    read_info(gpu, ordinal);
+    (void)check_gpu_read(ordinal, &gpu->info, why, size);
     return gpu;
 }
 

@@ -17,6 +17,8 @@ typedef struct check_gpu_info {
     double memory_bytes;
 } check_gpu_info;
 
+/* Describe a device without opening it. Nonzero: `why` says it. */
+int         check_gpu_read(int ordinal, check_gpu_info *info, char *why, size_t size);
 /* Open a device: its primary context becomes current on this thread. NULL: `why` says it. */
 check_gpu  *check_gpu_open(int ordinal, char *why, size_t size);
 void        check_gpu_close(check_gpu *gpu);

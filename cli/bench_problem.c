@@ -1,6 +1,7 @@
 /* bench_problem.c — one problem: make its tensors, check every contender, time those that are right beside the
  * ceilings, and judge the planner's choice. */
 #include "bench_runner.h"
+#include "gpu_session.h"
 #include "problem_options.h"
 #include "terminal.h"
 #include <stdlib.h>
@@ -41,7 +42,8 @@ static int add_row(session *s, contender *c, int threads) {
     const attn_problem *p = check_data_problem(s->data);
     rows[t->count] = (bench_row){ .problem = s->request->problem, .kernel = c->name, .kind = c->kind,
                                   .threads = threads, .flops = work.flops, .bytes = work.bytes,
-                                  .ceiling = ceiling_of_kernel(c->name, p->dtype == ATTN_BF16) };
+                                  .ceiling = c->device == ATTN_CUDA ? gpu_ceiling(p->dtype)
+                                                                     : ceiling_of_kernel(c->name, p->dtype == ATTN_BF16) };
     rows[t->count].chosen = c->kind == CONTENDER_KERNEL && !strcmp(c->name, s->chosen);
     return t->count++;
 }
@@ -116,8 +118,14 @@ static void add_ceiling(session *s, int t, ceiling which, const ceiling_buffers 
 }
 
 static void add_ceilings(session *s) {
+    if (check_data_problem(s->data)->device != ATTN_CPU) {
+        for (int t = 0; t < s->thread_counts; t++) {
+            add_ceiling(s, t, gpu_ceiling(check_data_problem(s->data)->dtype), NULL);
+            add_ceiling(s, t, CEILING_GPU_READ, NULL);
+        }
+        return;
+    }
     const ceiling_buffers buffers = buffers_of(s->data);
-    if (check_data_problem(s->data)->device != ATTN_CPU) return;
     for (int t = 0; t < s->thread_counts; t++) {
         for (int i = 0; i < s->entry_count; i++)
             if (s->entries[i].runner && s->entries[i].threads == s->threads[t])
@@ -182,7 +190,8 @@ static void fill_row(session *s, const entry *e) {
     r->of_ceiling = share_of(e, ceiling_for(s, e->threads, r->ceiling), r->flops, &r->ceiling_flops);
     if (ceiling_for(s, e->threads, r->ceiling))
         r->noise = bench_lost(bench_ceiling_item(ceiling_for(s, e->threads, r->ceiling)));
-    r->of_read = share_of(e, ceiling_for(s, e->threads, CEILING_READ), r->bytes, &r->read_bytes);
+    const ceiling read = check_data_problem(s->data)->device == ATTN_CPU ? CEILING_READ : CEILING_GPU_READ;
+    r->of_read = share_of(e, ceiling_for(s, e->threads, read), r->bytes, &r->read_bytes);
     r->versus[0] = versus(s, e, "openblas_blocked");
     r->versus[1] = versus(s, e, "openblas_naive");
 }
@@ -210,8 +219,10 @@ static int open_data(session *s) {
     }
     const check_case c = { .problem = q->problem, .shape = "custom", .fill = q->fill, .seed = q->seed };
     cli_progress("%s: making tensors", s->label);
+    const check_memory *memory;
+    if (gpu_session_open(resolved.device, q->options.cuda_device, &memory)) return CLI_FAILED;
     s->data = q->data;
-    attn_status status = s->data ? ATTN_OK : check_data_create(&s->data, &c, NULL, 0);
+    attn_status status = s->data ? ATTN_OK : check_data_create(&s->data, &c, memory, 0);
     if (!status) cli_progress("%s: computing the float64 answer", s->label);
     if (!status) status = check_data_answer(s->data);
     if (!status) return CLI_OK;

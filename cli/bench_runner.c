@@ -1,6 +1,7 @@
 /* bench_runner.c — a contender made ready for one problem in a child process that runs it so often as it is told and
  * says how long that took; and the same interface for the ceilings. */
 #include "bench_runner.h"
+#include "gpu_session.h"
 #include "sandbox.h"
 #include <stdlib.h>
 #include <string.h>
@@ -46,10 +47,26 @@ static int prepare(bench_runner *r) {
     return 1;
 }
 
+static int run_on_gpu(void *arg, void *stream) {
+    bench_runner *r = arg;
+    const attn_status status = r->candidate.run(&r->candidate, check_data_tensors(r->data), r->workspace, stream);
+    if (status)
+        snprintf(r->answer->reason, sizeof r->answer->reason, "%s: %s", attn_status_name(status), attn_last_error());
+    return status != ATTN_OK;
+}
+
+static int serve_gpu(bench_runner *r, int64_t iterations) {
+    r->answer->sample = (bench_sample){ gpu_session_time(run_on_gpu, r, iterations), 0 };
+    if (r->answer->sample.seconds >= 0) return 0;
+    if (!*r->answer->reason) snprintf(r->answer->reason, sizeof r->answer->reason, "the device failed");
+    return 1;
+}
+
 static int serve(void *arg, int64_t request) {
     bench_runner *r = arg;
     const attn_tensors *t = check_data_tensors(r->data);
     if (request == PREPARE) return prepare(r);
+    if (check_data_problem(r->data)->device != ATTN_CPU) return serve_gpu(r, request);
     attn_status status = ATTN_OK;
     const double cpu = cpu_seconds(), start = bench_now();
     for (int64_t i = 0; i < request && !status; i++) status = r->candidate.run(&r->candidate, t, r->workspace, NULL);
@@ -117,7 +134,13 @@ void bench_runner_free(bench_runner *r) {
 
 /* ---- ceilings ---- */
 
-struct bench_ceiling { bench_item item; ceiling ceiling; team *team; ceiling_buffers buffers; };
+struct bench_ceiling { bench_item item; ceiling ceiling; team *team; ceiling_buffers buffers; check_gpu_meter *meter; };
+
+static int sample_gpu_ceiling(bench_item *item, int64_t iterations, bench_sample *out) {
+    bench_ceiling *c = (bench_ceiling *)(void *)item;
+    *out = (bench_sample){ gpu_session_time(check_gpu_meter_run, c->meter, iterations), 0 };
+    return out->seconds < 0;
+}
 
 static int sample_ceiling(bench_item *item, int64_t iterations, bench_sample *out) {
     bench_ceiling *c = (bench_ceiling *)(void *)item;
@@ -134,15 +157,24 @@ bench_ceiling *bench_ceiling_create(ceiling which, int threads, const ceiling_bu
     c->item.threads = threads;
     c->ceiling = which;
     if (buffers) c->buffers = *buffers;
-    c->team = team_create(threads);
-    if (c->team) return c;
+    if (which >= CEILING_GPU_READ) {
+        c->item.sample = sample_gpu_ceiling;
+        c->meter = gpu_session_meter(which);
+        if (c->meter) return c;
+    } else {
+        c->team = team_create(threads);
+        if (c->team) return c;
+    }
     free(c);
     return NULL;
 }
 
 bench_item *bench_ceiling_item(bench_ceiling *c) { return &c->item; }
 
-double bench_ceiling_work(const bench_ceiling *c) { return ceiling_work(c->ceiling, c->item.threads, &c->buffers); }
+double bench_ceiling_work(const bench_ceiling *c) {
+    if (c->meter) return check_gpu_meter_amount(c->meter);
+    return ceiling_work(c->ceiling, c->item.threads, &c->buffers);
+}
 
 void bench_ceiling_free(bench_ceiling *c) {
     if (!c) return;

@@ -6,7 +6,8 @@
 #endif
 
 const char *const ceiling_names[CEILINGS] = {
-    "fma_portable", "fma_avx2", "fma_avx512", "dpbf16_avx512", "stream_read"
+    "fma_portable", "fma_avx2", "fma_avx512", "dpbf16_avx512", "stream_read", "gpu_read",
+    "gpu_ffma", "cublas_bf16"
 };
 
 enum { STEPS = 200000, PIECE = 16384 };    /* steps of a loop in one iteration; bytes read from a buffer in turn */

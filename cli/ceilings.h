@@ -12,6 +12,9 @@ typedef enum ceiling {
     CEILING_FMA_AVX512,
     CEILING_BF16_AVX512,    /* vdpbf16ps */
     CEILING_READ,           /* stream read of two buffers (K and V), alternately in pieces of 16 KiB */
+    CEILING_GPU_READ,       /* the GPU's, measured by check/gpu_ceilings.c: reading device memory */
+    CEILING_GPU_FFMA,       /* f32 multiply-add */
+    CEILING_GPU_BF16,       /* bf16 matrix product by cuBLAS, where it is installed */
     CEILINGS
 } ceiling;
 

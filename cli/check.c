@@ -26,6 +26,7 @@ static const cli_option check_options[] = {
       .summary = "Also check the benchmark's GEMM baselines." },
     { .name = "backend", .type = CLI_CHOICE, .argument = "WHERE", .choices = "cpu cuda",
       .summary = "Where to compute (cpu)." },
+    { .name = "device", .type = CLI_INTEGER, .argument = "N", .high = 1023, .summary = "CUDA device (0)." },
     { .name = "threads", .type = CLI_INTEGER, .argument = "N", .high = 1024,
       .summary = "CPU threads; 0 = what affinity, cgroup quota and ATTN_NUM_THREADS allow." },
     { .name = "splits", .type = CLI_INTEGER, .argument = "N", .high = 65536,
@@ -97,6 +98,7 @@ static int check_case_all(const check_plan *plan, int i, const contender_list *l
     attn_options options = ATTN_OPTIONS_INIT;
     options.threads = (int32_t)cli_integer(a, "threads", 0);
     options.splits = (int32_t)cli_integer(a, "splits", 0);
+    options.cuda_device = (int32_t)cli_integer(a, "device", 0);
     const int repeats = (int)cli_integer(a, "repeats", 2);
     const double limit = cli_real(a, "time-limit", 10) + repeats * check_data_work(data).flops / 1e8;
     for (int n = 0; n < list->count; n++) {

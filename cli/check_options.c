@@ -1,5 +1,6 @@
 /* check_options.c — options to cases: problems x fills x lengths x layouts. */
 #include "check_options.h"
+#include "gpu_session.h"
 #include "problem_options.h"
 #include "terminal.h"
 #include <stdlib.h>
@@ -154,7 +155,12 @@ static int input_data(const check_plan *plan, int i, const cli_arguments *a, che
     if (code) return code;
     snprintf(name, size, "%s%s", cli_text(a, "in") ? cli_text(a, "in") : "files", *input.prefix ? " " : "");
     snprintf(name + strlen(name), size - strlen(name), "%s", input.prefix);
-    const attn_status status = check_data_from(data, &input.problem, &input.tensors, NULL);
+    const check_memory *memory;
+    if (gpu_session_memory(input.problem.device, a, &memory)) {
+        cli_input_free(&input);
+        return CLI_FAILED;
+    }
+    const attn_status status = check_data_from(data, &input.problem, &input.tensors, memory);
     cli_input_free(&input);
     if (!status) return CLI_OK;
     cli_error("%s: %s: %s", name, attn_status_name(status), attn_last_error());
@@ -166,7 +172,9 @@ int check_plan_data(const check_plan *plan, int i, const cli_arguments *a, check
     const check_case *c = &plan->cases[i];
     snprintf(name, size, "%s %s", c->shape, check_fill_names[c->fill]);
     /* by turns the end of every tensor and its beginning lie at a guard page */
-    const attn_status status = check_data_create(data, c, NULL, (i & 1) == 0);
+    const check_memory *memory;
+    if (gpu_session_memory(c->problem.device, a, &memory)) return CLI_FAILED;
+    const attn_status status = check_data_create(data, c, memory, (i & 1) == 0);
     if (!status) return CLI_OK;
     cli_error("%s: %s: %s", name, attn_status_name(status), attn_last_error());
     return status == ATTN_INVALID ? CLI_USAGE : CLI_FAILED;

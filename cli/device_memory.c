@@ -1,139 +1,75 @@
-/* device_memory.c — the few driver calls that `attn run --backend cuda` needs, by dlopen: works without a driver. */
+/* device_memory.c — the few device operations that `attn run --backend cuda` and `attn doctor` need, over check/gpu.h. */
 #include "device_memory.h"
-#include <dlfcn.h>
-#include <stdint.h>
-#include <stdio.h>
+#include "gpu.h"
 #include <stdlib.h>
-#include <string.h>
 
 enum { MOST_BLOCKS = 64 };
-typedef uint64_t address;
-
-/* Entry points: name here, symbol, parameters; all return 0 on success. */
-#define DRIVER_CALLS(CALL) \
-    CALL(init, cuInit, (unsigned)) \
-    CALL(driver_version, cuDriverGetVersion, (int *)) \
-    CALL(device_count, cuDeviceGetCount, (int *)) \
-    CALL(device_get, cuDeviceGet, (int *, int)) \
-    CALL(device_name, cuDeviceGetName, (char *, int, int)) \
-    CALL(retain, cuDevicePrimaryCtxRetain, (void **, int)) \
-    CALL(release, cuDevicePrimaryCtxRelease_v2, (int)) \
-    CALL(set_current, cuCtxSetCurrent, (void *)) \
-    CALL(wait, cuCtxSynchronize, (void)) \
-    CALL(alloc, cuMemAlloc_v2, (address *, size_t)) \
-    CALL(free, cuMemFree_v2, (address)) \
-    CALL(upload, cuMemcpyHtoD_v2, (address, const void *, size_t)) \
-    CALL(download, cuMemcpyDtoH_v2, (void *, address, size_t)) \
-    CALL(error_name, cuGetErrorName, (int, const char **))
-
-typedef struct driver {
-    void *library;
-#define CALL(name, symbol, parameters) int (*name) parameters;
-    DRIVER_CALLS(CALL)
-#undef CALL
-} driver;
 
 struct device_memory {
-    driver  driver;
-    int     device;
-    address blocks[MOST_BLOCKS];
-    int     count;
+    check_gpu   *gpu;
+    check_memory memory;
+    void        *blocks[MOST_BLOCKS];
+    int          count;
 };
 
 static char reason[256];
 
 const char *device_reason(void) { return reason; }
 
-static int check(const driver *d, const char *call, int result) {
-    const char *name = NULL;
-    if (!result) return 0;
-    if (d->error_name) d->error_name(result, &name);
-    snprintf(reason, sizeof reason, "%s failed: %s (%d)", call, name ? name : "unknown error", result);
-    return 1;
-}
-
-static int load(driver *d) {
-    memset(d, 0, sizeof *d);
-    d->library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
-    if (!d->library) {
-        snprintf(reason, sizeof reason, "no CUDA driver: %s", dlerror());
-        return 1;
-    }
-    struct { const char *symbol; void *slot; } rows[] = {
-#define CALL(name, symbol, parameters) { #symbol, &d->name },
-        DRIVER_CALLS(CALL)
-#undef CALL
-    };
-    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
-        void *found = dlsym(d->library, rows[i].symbol);
-        if (!found) {
-            snprintf(reason, sizeof reason, "the CUDA driver has no %s: too old", rows[i].symbol);
-            dlclose(d->library);
-            return 1;
-        }
-        memcpy(rows[i].slot, &found, sizeof found);   /* ISO C has no cast from data to function pointers */
-    }
-    return check(d, "cuInit", d->init(0));
+static int failed(int result, const char *what) {
+    if (result) snprintf(reason, sizeof reason, "%s failed", what);
+    return result;
 }
 
 int device_open(device_memory **out, int ordinal) {
-    void *context;
     *out = NULL;
     device_memory *m = calloc(1, sizeof *m);
     if (!m) {
         snprintf(reason, sizeof reason, "out of memory");
         return 1;
     }
-    const driver *d = &m->driver;
-    if (load(&m->driver) || check(d, "cuDeviceGet", d->device_get(&m->device, ordinal)) ||
-        check(d, "cuDevicePrimaryCtxRetain", d->retain(&context, m->device)) ||
-        check(d, "cuCtxSetCurrent", d->set_current(context))) {
+    m->gpu = check_gpu_open(ordinal, reason, sizeof reason);
+    if (!m->gpu) {
         free(m);
         return 1;
     }
+    m->memory = check_gpu_memory(m->gpu);
     *out = m;
     return 0;
 }
 
 void device_close(device_memory *m) {
     if (!m) return;
-    for (int i = 0; i < m->count; i++) m->driver.free(m->blocks[i]);
-    m->driver.release(m->device);
-    free(m);   /* the driver stays loaded: unloading it is not supported */
+    for (int i = 0; i < m->count; i++) m->memory.free(m->memory.context, m->blocks[i]);
+    check_gpu_close(m->gpu);
+    free(m);
 }
 
 void *device_alloc(device_memory *m, size_t bytes) {
-    address block;
     if (m->count == MOST_BLOCKS) {
         snprintf(reason, sizeof reason, "more than %d blocks", MOST_BLOCKS);
         return NULL;
     }
-    if (check(&m->driver, "cuMemAlloc", m->driver.alloc(&block, bytes ? bytes : 1))) return NULL;
-    m->blocks[m->count++] = block;
-    return (void *)(uintptr_t)block;
+    void *block = m->memory.alloc(m->memory.context, bytes);
+    if (block) m->blocks[m->count++] = block;
+    else snprintf(reason, sizeof reason, "no device memory for %zu bytes", bytes);
+    return block;
 }
 
 int device_upload(device_memory *m, void *to, const void *host, size_t bytes) {
-    return bytes ? check(&m->driver, "cuMemcpyHtoD", m->driver.upload((uintptr_t)to, host, bytes)) : 0;
+    return failed(m->memory.upload(m->memory.context, to, host, bytes), "copying to the device");
 }
 
 int device_download(device_memory *m, void *host, const void *from, size_t bytes) {
-    return bytes ? check(&m->driver, "cuMemcpyDtoH", m->driver.download(host, (uintptr_t)from, bytes)) : 0;
+    return failed(m->memory.download(m->memory.context, host, from, bytes), "copying from the device");
 }
 
-int device_wait(device_memory *m) { return check(&m->driver, "cuCtxSynchronize", m->driver.wait()); }
+int device_wait(device_memory *m) { return check_gpu_wait(m->gpu, reason, sizeof reason); }
 
 int device_describe(char *text, size_t size) {
-    driver d;
-    int version = 0, count = 0, device = 0;
-    char name[128] = "";
-    if (load(&d) || check(&d, "cuDeviceGetCount", d.device_count(&count))) {
-        snprintf(text, size, "%s", reason);
-        return 1;
-    }
-    d.driver_version(&version);
-    if (count && !d.device_get(&device, 0)) d.device_name(name, sizeof name, device);
-    snprintf(text, size, "driver for CUDA %d.%d, %d device%s%s%s", version / 1000, version % 1000 / 10, count,
-             count == 1 ? "" : "s", *name ? ": " : "", name);
-    return count == 0;
+    check_gpu_info g;
+    if (check_gpu_read(0, &g, text, size)) return 1;
+    snprintf(text, size, "driver for CUDA %d.%d, %d device%s: %s", g.driver / 1000, g.driver % 1000 / 10, g.count,
+             g.count == 1 ? "" : "s", g.name);
+    return 0;
 }

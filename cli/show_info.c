@@ -1,5 +1,6 @@
 /* show_info.c — attn info: version, build, instruction sets, kernels, threads and limits; --json for programs. */
 #include "attn/attn.h"
+#include "gpu.h"
 #include "options.h"
 #include "terminal.h"
 #include <cjson/cJSON.h>
@@ -33,6 +34,22 @@ static void dtype_list(uint32_t dtypes, char text[32]) {
         }
 }
 
+/* One line per GPU, or why there is none. */
+static void print_gpus(void) {
+    check_gpu_info g;
+    char why[256];
+    for (int i = 0, count = 1; i < count; i++) {
+        if (check_gpu_read(i, &g, why, sizeof why)) {
+            printf("gpu: %s\n", why);
+            return;
+        }
+        count = g.count;
+        printf("gpu %d: %s, compute capability %d.%d, %d SMs, %.1f GB, L2 %d MB, driver for CUDA %d.%d\n", i, g.name,
+               g.capability / 10, g.capability % 10, g.multiprocessors, g.memory_bytes * 1e-9, g.l2_bytes >> 20,
+               g.driver / 1000, g.driver % 1000 / 10);
+    }
+}
+
 static void print_text(void) {
     const char *bold = cli_style_code(stdout, CLI_BOLD), *plain = cli_style_code(stdout, CLI_PLAIN);
     printf("%sattn %s%s  %s\n", bold, attn_version_string(), plain, attn_build_info());
@@ -41,6 +58,7 @@ static void print_text(void) {
     const char *cap = getenv("ATTN_CPU_ISA");
     printf("; in use: %s%s%s\n", attn_cpu_isa(), cap ? ", limited by ATTN_CPU_ISA=" : "", cap ? cap : "");
     printf("threads: %d\n", attn_cpu_threads());
+    print_gpus();
     printf("limits: dimensions 1 .. 1024; lengths, heads and batch up to 2^40; 64-bit strides\n");
     printf("%skernels, best first:%s\n", bold, plain);
     attn_kernel_info k;
@@ -65,6 +83,27 @@ static void add_kernel(cJSON *list, const attn_kernel_info *k) {
     cJSON_AddItemToArray(list, row);
 }
 
+static void add_gpus(cJSON *root) {
+    cJSON *list = cJSON_AddArrayToObject(root, "gpus");
+    check_gpu_info g;
+    char why[256];
+    for (int i = 0, count = 1; i < count; i++) {
+        if (check_gpu_read(i, &g, why, sizeof why)) {
+            cJSON_AddStringToObject(root, "gpu_reason", why);
+            return;
+        }
+        count = g.count;
+        cJSON *row = cJSON_CreateObject();
+        cJSON_AddStringToObject(row, "name", g.name);
+        cJSON_AddNumberToObject(row, "compute_capability", g.capability);
+        cJSON_AddNumberToObject(row, "multiprocessors", g.multiprocessors);
+        cJSON_AddNumberToObject(row, "memory_bytes", g.memory_bytes);
+        cJSON_AddNumberToObject(row, "l2_bytes", g.l2_bytes);
+        cJSON_AddNumberToObject(row, "driver", g.driver);
+        cJSON_AddItemToArray(list, row);
+    }
+}
+
 static int print_json(void) {
     cJSON *root = cJSON_CreateObject();
     cJSON_AddNumberToObject(root, "schema", SCHEMA);
@@ -74,6 +113,7 @@ static int print_json(void) {
     for (int i = 0; i < ISAS; i++) cJSON_AddItemToArray(isas, cJSON_CreateString(isa_names[i]));
     cJSON_AddStringToObject(root, "isa", attn_cpu_isa());
     cJSON_AddNumberToObject(root, "threads", attn_cpu_threads());
+    add_gpus(root);
     cJSON *limits = cJSON_AddObjectToObject(root, "limits");
     cJSON_AddNumberToObject(limits, "max_dim", 1024);
     cJSON_AddNumberToObject(limits, "max_length", 1099511627776.0);
