@@ -1,5 +1,6 @@
 /* bench.c — attn bench: time kernels on problems, beside this machine's own ceilings, each checked before it counts. */
 #include "bench.h"
+#include "gpu_session.h"
 #include "inputs.h"
 #include "openblas.h"
 #include "problem_options.h"
@@ -72,7 +73,12 @@ static int run_input(const cli_input_files *files, int i, const cli_arguments *a
     int code = cli_inputs_case(&input, files, i, a);
     if (code) return code;
     request->problem = input.problem;
-    const attn_status status = check_data_from(&request->data, &input.problem, &input.tensors, NULL);
+    const check_memory *memory;
+    if (gpu_session_memory(input.problem.device, a, &memory)) {
+        cli_input_free(&input);
+        return CLI_FAILED;
+    }
+    const attn_status status = check_data_from(&request->data, &input.problem, &input.tensors, memory);
     if (status) {
         cli_error("%s%s: %s", input.prefix, attn_status_name(status), attn_last_error());
         code = CLI_FAILED;

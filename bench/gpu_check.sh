@@ -1,0 +1,104 @@
+#!/usr/bin/env bash
+# gpu_check.sh — everything that needs a GPU, from a built tree, in at most 8 minutes: the checker on all CUDA kernels,
+# repeats, graphs, bad input, compute-sanitizer, and the benchmark beside PyTorch. One results file.
+#
+#     bench/gpu_check.sh [-b BUILD] [-o RESULTS] [-c COMMIT] [SECTION...]
+#
+# Sections: info check device sanitizer bench f32 peers; all of them if none is named. Exit code 1: something failed.
+# Needs no compiler and no network; python3 with PyTorch only for peers, compute-sanitizer only for sanitizer (a missing
+# tool counts as skipped, and the file says so).
+set -u
+root=$(cd "$(dirname "$0")/.." && pwd)
+build=$root/build results='' commit=''
+while getopts b:o:c:h option; do
+    case $option in
+    b) build=$OPTARG ;;
+    o) results=$OPTARG ;;
+    c) commit=$OPTARG ;;
+    *) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 2 ;;
+    esac
+done
+shift $((OPTIND - 1))
+[ $# -gt 0 ] || set -- info check device sanitizer bench f32 peers
+build=$(cd "$build" && pwd) || exit 2
+[ -n "$commit" ] || commit=$(git -C "$root" rev-parse --short HEAD 2>/dev/null || cat "$root/commit" 2>/dev/null || echo unknown)
+[ -n "$results" ] || results=$build/gpu-check.txt
+mkdir -p "$(dirname "$results")" && : >"$results" || exit 2
+export LD_LIBRARY_PATH=$build${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH} ATTN_CHECK_BACKEND=cuda NO_COLOR=1
+failed='' skipped=''
+
+say() { printf '%s\n' "$*" | tee -a "$results"; }
+
+# step NAME SECONDS COMMAND...: bounded; its output goes to the file, the end of it to the terminal if it fails.
+step() {
+    local name=$1 limit=$2 start=$SECONDS log rc
+    shift 2
+    log=$(mktemp)
+    timeout -k 5 "$limit" "$@" >"$log" 2>&1
+    rc=$?
+    { printf '\n== %s: %s\n' "$name" "${*//$root\//}"; sed "s|$root/||g;s|$build|build|g" "$log"; } >>"$results"
+    if [ $rc -eq 0 ]; then
+        say "-- $name: ok, $((SECONDS - start)) s"
+    else
+        [ $rc -ne 124 ] || say "   stopped after $limit s"
+        tail -n 25 "$log"
+        say "-- $name: FAILED (exit code $rc), $((SECONDS - start)) s"
+        failed="$failed $name"
+    fi
+    rm -f "$log"
+}
+
+skip() { say "-- $1: skipped, $2"; skipped="$skipped $1"; }
+
+# compute-sanitizer's four tools on few small cases: all kernels, grid and random. racecheck does not model the
+# asynchronous copies of sm_90 fully: its silence is weak evidence there, a report is strong.
+sanitizer() {
+    local tool
+    command -v compute-sanitizer >/dev/null || { skip sanitizer "compute-sanitizer is not installed"; return; }
+    for tool in memcheck initcheck racecheck synccheck; do
+        step "sanitizer-$tool" 70 env ATTN_CHECK_CASES=0.12 \
+            compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 5 "$build/tests/test_kernels"
+    done
+}
+
+# 16k tokens, hidden 2048, bf16: the planner's choice beside the card's ceilings.
+bench_bf16() {
+    local d
+    for d in 64 128 256; do
+        step "bench-d$d" 60 "$build/attn" bench --backend cuda --dtype bf16 --b 8 --hq $((2048 / d)) --sq 2k --d $d \
+            --causal=0,1 --samples 5 --sample-ms 20 --budget 4
+    done
+}
+
+peers() {
+    command -v python3 >/dev/null && python3 -c 'import torch' 2>/dev/null || { skip peers "no PyTorch"; return; }
+    step peers 200 python3 "$root/bench/peers_torch.py" --library "$build/libattn.so" --kernels all --commit "$commit" \
+        --json "${results%.txt}.json"
+}
+
+begin=$SECONDS
+if ! "$build/attn" info | grep -q '^gpu 0:'; then
+    say "gpu_check: no GPU here: $("$build/attn" info | sed -n 's/^gpu: //p')"
+    exit 1
+fi
+say "gpu_check: commit $commit, $(date -u '+%Y-%m-%d %H:%M UTC'), sections: $*"
+say "device: $(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>/dev/null || echo unknown)"
+for section in "$@"; do
+    case $section in
+    info) step info 30 "$build/attn" info ;;
+    check) step check 150 env ATTN_CHECK_CASES=2 "$build/tests/test_kernels" ;;
+    device) step device 100 "$build/tests/test_cuda_device" ;;
+    sanitizer) sanitizer ;;
+    bench) bench_bf16 ;;
+    f32) step bench-f32 60 "$build/attn" bench --backend cuda --dtype f32 --b 2 --hq 16 --sq 8k --d 128 --samples 5 \
+             --sample-ms 20 --budget 8 ;;
+    peers) peers ;;
+    *) say "no section \"$section\""; failed="$failed $section" ;;
+    esac
+done
+say ""
+result="all passed"
+[ -z "$skipped" ] || result="passed but for what was skipped:$skipped"
+[ -z "$failed" ] || result="FAILED:$failed${skipped:+; skipped:$skipped}"
+say "gpu_check: $result, $((SECONDS - begin)) s"
+[ -z "$failed" ]
