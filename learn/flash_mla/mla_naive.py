@@ -1,0 +1,49 @@
+"""mla_naive.py — multi-head latent attention as it is defined: expand the latent row to keys and values of every head.
+
+    python mla_naive.py
+One idea: a token is stored as one small row, c (the latent) and r (a rotary part shared by all heads). Head h's key is
+[W_k[h] c, r], its value W_v[h] c. Expanding them is right and expensive. DeepSeek-V2 (2024).
+"""
+import numpy as np
+
+HEADS, NOPE, ROPE, LATENT, VALUE = 4, 16, 8, 32, 16        # small stand-ins for 128, 128, 64, 512, 128
+
+
+def model(seed=0):
+    """W_k [heads, nope, latent] and W_v [heads, value, latent]."""
+    random = np.random.default_rng(seed)
+    return (random.standard_normal((HEADS, NOPE, LATENT)) / LATENT ** 0.5,
+            random.standard_normal((HEADS, VALUE, LATENT)) / LATENT ** 0.5)
+
+
+def step(seed, tokens):
+    """One decoding step: q [heads, nope + rope], the cache [tokens, latent + rope]."""
+    random = np.random.default_rng(seed)
+    return random.standard_normal((HEADS, NOPE + ROPE)), random.standard_normal((tokens, LATENT + ROPE))
+
+
+def softmax(s):
+    p = np.exp(s - s.max(-1, keepdims=True))
+    return p / p.sum(-1, keepdims=True)
+
+
+def attention(q, cache, w_k, w_v):
+    """out [heads, value]: keys and values of all heads are expanded from the cache."""
+    c, r = cache[:, :LATENT], cache[:, LATENT:]
+    k = np.concatenate((np.einsum("hnl,tl->htn", w_k, c), np.broadcast_to(r, (HEADS,) + r.shape)), -1)
+    v = np.einsum("hvl,tl->htv", w_v, c)
+    p = softmax(np.einsum("hd,htd->ht", q, k) * (NOPE + ROPE) ** -0.5)
+    return np.einsum("ht,htv->hv", p, v)
+
+
+def flops(tokens):
+    """Multiply-adds count twice: expanding K and V, then scores and the weighted sum."""
+    return 2 * HEADS * tokens * (LATENT * (NOPE + VALUE) + NOPE + ROPE + VALUE)
+
+
+if __name__ == "__main__":
+    w_k, w_v = model()
+    q, cache = step(1, 50)
+    print(f"naive MLA: {HEADS} heads, 50 tokens, cache of {cache.size} numbers; expanded keys and values: "
+          f"{50 * HEADS * (NOPE + ROPE + VALUE)} numbers, {flops(50)} FLOP a step")
+    print("out[0, :3] =", np.round(attention(q, cache, w_k, w_v)[0, :3], 6))
