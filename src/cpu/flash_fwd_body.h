@@ -4,6 +4,11 @@
 #include "flash_fwd_tiles.h"
 #include "flash_fwd_item.h"
 #include "flash_fwd_masks.h"
+#if defined(SIMD_DOT)
+#include "flash_fwd_dot.h"
+#else
+#include "flash_fwd_f32.h"
+#endif
 
 enum { BLOCK = 96 };                                  /* keys: scores (24 KiB) and a block of V stay near L1 */
 /* schedule[]: */
@@ -28,10 +33,10 @@ static void fill_unseen(const flash *f, int64_t j, int64_t from, int64_t to) {
 
 static void panel_scores(const flash *f, const panel *x, int64_t first, int64_t last, int edge) {
     const int prefetches = x == &f->panels[f->count - 1];
-    const float *rows[TILE];
+    const void *rows[TILE];
     for (int64_t c = 0; c < PANEL; c += LANES) v_store(f->top + c, v_set(-INFINITY));
     for (int64_t j = first; j < last; j += TILE) {
-        const float *const *k = f->k + j;
+        const void *const *k = f->k + j;
         if (prefetches) prefetch_next(f, j, j + TILE);
         if (j + TILE > last) {                        /* repeat the last key; its copies are never looked at */
             for (int r = 0; r < TILE; r++) rows[r] = f->k[at_most(j + r, last - 1)];
@@ -44,17 +49,17 @@ static void panel_scores(const flash *f, const panel *x, int64_t first, int64_t 
             fill_unseen(f, j, c.high, x->vecs);
             if (c.low >= c.high) continue;
         }
-        score_tile_any((int)(c.high - c.low), f->p->qk_dim, x->q + c.low * LANES, k,
+        score_tile_any((int)(c.high - c.low), q_words(f->p), x->q + c.low * LANES, k,
                        f->scores + j * PANEL + c.low * LANES, f->top + c.low * LANES);
     }
 }
 
-/* O += P V for rows q .. q + TILE - 1 over the keys that one of them sees. */
+/* O += P V for rows q .. q + TILE - 1 over words first .. last - 1 of the block. */
 static void value_rows(const flash *f, const panel *x, int64_t q, int64_t first, int64_t last) {
     const int64_t rows = at_most(TILE, x->rows - q), n = last - first;
     const int64_t whole = f->p->v_dim / (VECS * LANES) * (VECS * LANES), rest = f->p->v_dim - whole;
     float *o = x->o + q * f->o_row;
-    const float *p = f->scores + first * PANEL + q;
+    const word *p = f->weights + first * PANEL + q;
     for (int64_t d = 0; d < whole; d += VECS * LANES)
         value_tile_full(rows, n, p, f->v + first, d, f->alpha + q, o + d, f->o_row);
     if (!rest) return;
@@ -68,8 +73,26 @@ static void panel_values(const flash *f, const panel *x, int64_t first, int64_t 
         const int64_t end = at_most(q + TILE, x->rows) - 1;
         const int64_t from = at_least(first, x->lane_low[q] - f->block);
         const int64_t to = at_most(last, x->lane_high[end] - f->block);
-        if (from < to) value_rows(f, x, q, from, to);
+        if (from < to) value_rows(f, x, q, from / KEYS, (to + KEYS - 1) / KEYS);
     }
+}
+
+/* One vector of lanes: scores become weights 2^(c s - m), m and l move on, alpha is what older sums shrink by. */
+static void softmax_lanes(const float *s, word *w, int64_t n, float scale, const float *top, float *m, float *l,
+                          float *alpha) {
+    const vec c = v_set(scale), old = v_load(m), now = v_max(old, v_mul(c, v_load(top)));
+    const vec base = v_select(v_equal(now, v_set(-INFINITY)), v_zero(), now);      /* no visible key so far */
+    const vec keep = v_exp2(v_sub(old, base));
+    const vec sum = v_all_less(v_abs(base), v_set(0x1p20f)) ? weigh(0, s, w, n, c, base) : weigh(1, s, w, n, c, base);
+    v_store(m, now);
+    v_store(l, v_add(v_mul(keep, v_load(l)), sum));
+    v_store(alpha, keep);
+}
+
+static void panel_softmax(const flash *f, const panel *x, int64_t first, int64_t last) {
+    for (int64_t i = 0; i < x->vecs * LANES; i += LANES)
+        softmax_lanes(f->scores + first * PANEL + i, f->weights + first / KEYS * PANEL + i, last - first,
+                      f->edited ? 1 : f->c, f->top + i, x->m + i, x->l + i, f->alpha + i);
 }
 
 static void panel_block(flash *f, panel *x) {
@@ -80,12 +103,11 @@ static void panel_block(flash *f, panel *x) {
     const int edge = f->block + first < x->all_low || f->block + last > x->all_high;
     const int masked = edge || p->has_mask || p->bias_dtype;
     panel_scores(f, x, first, last, edge);
-    if (p->softcap > 0 || p->alibi) edit_scores(f, x, first, last);
+    if (f->edited) edit_scores(f, x, first, last);
     if (p->bias_dtype) add_bias(f, x, first, last);
     if (p->has_mask) apply_mask(f, x, first, last);
     if (masked || f->edited) cut_ranges(f, x, first, last);
-    for (int c = 0; c < x->vecs * LANES; c += LANES)
-        softmax_lanes(f->scores + first * PANEL + c, last - first, f->top + c, x->m + c, x->l + c, f->alpha + c);
+    panel_softmax(f, x, first, last);
     if (masked && !block_is_finite(f)) values_exact(f, x, first, last);
     else panel_values(f, x, first, last);
 }
@@ -103,8 +125,8 @@ static void flash_item(void *arg, int64_t index, int slot) {
     const int64_t rows = f.s.q_len * f.group, row = part * schedule[ITEM_PANELS] * PANEL;
     if (row >= rows) return;
     f.o_row = whole_vectors(p->v_dim);
-    f.edited = p->softcap > 0 || p->bias_dtype || p->alibi;
-    f.q_scale = (float)(1.4426950408889634 * p->scale);
+    f.edited = p->softcap > 0 || p->bias_dtype || p->alibi || p->scale < 0;   /* < 0: the top is the bottom */
+    f.c = (float)(1.4426950408889634 * p->scale);
     f.count = at_most(schedule[ITEM_PANELS], (rows - row + PANEL - 1) / PANEL);
     const flash_layout layout = lay_out(p, BLOCK, schedule[ITEM_PANELS], (int)schedule[GATHERS]);
     place(&f, job->workspace + slot * layout.bytes, &layout);
@@ -132,7 +154,7 @@ static void flash_item(void *arg, int64_t index, int slot) {
 
 static attn_status flash_prepare(attn_plan *plan) {
     const attn_problem *p = &plan->problem;
-    const int64_t group = p->q_heads / p->kv_heads, gathers = p->dtype != ATTN_F32;
+    const int64_t group = p->q_heads / p->kv_heads, gathers = flash_gathers(p);
     int64_t rows, items;
     if (!attn_multiply(group, p->q_len, &rows) || rows > INT64_MAX - PANELS * PANEL)
         return attn_fail(ATTN_INVALID, "q_len = %lld: times heads per K/V head overflows", (long long)p->q_len);
@@ -157,7 +179,7 @@ static attn_status flash_run(const attn_plan *plan, const attn_tensors *t, void 
 SIMD_END
 
 const attn_kernel SIMD_NAME(attn_flash_fwd) = {
-    .name = "flash_fwd_" SIMD_STRING, .summary = "tiles of queries in lanes, online softmax, nothing packed but Q",
-    .pass = ATTN_FORWARD, .device = ATTN_CPU, .isa = SIMD_ISA, .dtypes = ATTN_DTYPE_BITS_ALL,
+    .name = "flash_fwd_" SIMD_STRING, .summary = FLASH_SUMMARY,
+    .pass = ATTN_FORWARD, .device = ATTN_CPU, .isa = SIMD_ISA, .dtypes = FLASH_DTYPES,
     .features = ATTN_NEEDS_ALL, .prepare = flash_prepare, .run = flash_run,
 };

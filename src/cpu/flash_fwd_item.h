@@ -9,7 +9,8 @@ typedef struct panel {
     int64_t low, high;                                /* keys that some lane sees lie in low .. high - 1 */
     int64_t all_low, all_high;                        /* keys that causal and window let every lane see */
     int64_t *lane_low, *lane_high;                    /* [PANEL], both ascending; lanes not in use repeat the last */
-    float *q, *o, *m, *l;                             /* q [qk_dim][PANEL], o [PANEL][o_row], m and l [PANEL] */
+    word *q;                                          /* [words of a row][PANEL] */
+    float *o, *m, *l;                                 /* o [PANEL][o_row], m and l [PANEL] */
 } panel;
 
 typedef struct flash {
@@ -18,19 +19,23 @@ typedef struct flash {
     attn_sequence s;
     int64_t kv_head, group;
     int64_t o_row;                                    /* v_dim rounded up to whole vectors */
-    int edited;                                       /* softcap, bias or ALiBi: Q K^T isn't the whole score */
-    float q_scale;                                    /* of Q as packed: scores come out in powers of two */
+    int edited;                                       /* scores change between Q K^T and the softmax */
+    float c;                                          /* scale log2(e): the softmax works in powers of two */
     panel panels[PANELS];
     int64_t count;
     int64_t high;                                     /* keys from here on are seen by no panel */
     int64_t block, from, keys;                        /* current keys: block + from .. block + keys - 1 */
     int v_finite;                                     /* of the current block: -1 not looked at yet */
-    const float **k, **v;                             /* [BLOCK] rows of the block in f32 */
+    const void **k;                                   /* [BLOCK] rows of the block, in words */
+    const word **v;                                   /* [BLOCK / KEYS] the same of V: a word is KEYS keys deep */
     const char **k_next, **v_next;                    /* [BLOCK] where the next block's rows lie, */
     int64_t next_keys;                                /* this many of them */
-    float *k_rows, *v_rows;                           /* where rows are converted or gathered to */
+    word *k_rows, *v_rows;                            /* where rows become words that don't lie in memory as such */
     float *scores, *top, *alpha;                      /* [BLOCK + TILE][PANEL], [PANEL], [PANEL] */
+    word *weights;                                    /* P, in place of the scores: [BLOCK / KEYS][PANEL] */
 } flash;
+
+enum { GATHER_K = 1, GATHER_V = 2 };                  /* schedule: which rows are rewritten as words */
 
 /* ---- workspace: every slot has the same layout ---- */
 
@@ -47,21 +52,23 @@ static int64_t carve(int64_t *used, int64_t bytes) {
 }
 
 static int64_t whole_vectors(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
+static int64_t q_words(const attn_problem *p) { return (p->qk_dim + KEYS - 1) / KEYS; }
+static int64_t k_words(const attn_problem *p) { return whole_vectors(q_words(p)); }
 
 static flash_layout lay_out(const attn_problem *p, int64_t block, int64_t panels, int gathers) {
     flash_layout a = { 0 };
     const int64_t f = sizeof(float);
-    a.k = carve(&a.bytes, block * (int64_t)sizeof(float *));
-    a.v = carve(&a.bytes, block * (int64_t)sizeof(float *));
+    a.k = carve(&a.bytes, block * (int64_t)sizeof(void *));
+    a.v = carve(&a.bytes, block * (int64_t)sizeof(void *));
     a.k_next = carve(&a.bytes, block * (int64_t)sizeof(char *));
     a.v_next = carve(&a.bytes, block * (int64_t)sizeof(char *));
-    a.k_rows = carve(&a.bytes, gathers ? block * whole_vectors(p->qk_dim) * f : 0);
-    a.v_rows = carve(&a.bytes, gathers ? block * whole_vectors(p->v_dim) * f : 0);
+    a.k_rows = carve(&a.bytes, gathers & GATHER_K ? block * k_words(p) * f : 0);
+    a.v_rows = carve(&a.bytes, gathers & GATHER_V ? block / KEYS * whole_vectors(p->v_dim) * f : 0);
     a.scores = carve(&a.bytes, (block + TILE) * PANEL * f);
     a.top = carve(&a.bytes, PANEL * f);
     a.alpha = carve(&a.bytes, PANEL * f);
     a.panels = a.bytes;
-    a.q = carve(&a.panel_bytes, p->qk_dim * PANEL * f);
+    a.q = carve(&a.panel_bytes, q_words(p) * PANEL * f);
     a.o = carve(&a.panel_bytes, PANEL * whole_vectors(p->v_dim) * f);
     a.m = carve(&a.panel_bytes, PANEL * f);
     a.l = carve(&a.panel_bytes, PANEL * f);
@@ -72,19 +79,20 @@ static flash_layout lay_out(const attn_problem *p, int64_t block, int64_t panels
 }
 
 static void place(flash *f, char *at, const flash_layout *a) {
-    f->k = (const float **)(void *)(at + a->k);
-    f->v = (const float **)(void *)(at + a->v);
+    f->k = (const void **)(void *)(at + a->k);
+    f->v = (const word **)(void *)(at + a->v);
     f->k_next = (const char **)(void *)(at + a->k_next);
     f->v_next = (const char **)(void *)(at + a->v_next);
-    f->k_rows = (float *)(void *)(at + a->k_rows);
-    f->v_rows = (float *)(void *)(at + a->v_rows);
+    f->k_rows = (word *)(void *)(at + a->k_rows);
+    f->v_rows = (word *)(void *)(at + a->v_rows);
     f->scores = (float *)(void *)(at + a->scores);
+    f->weights = (word *)(void *)(at + a->scores);
     f->top = (float *)(void *)(at + a->top);
     f->alpha = (float *)(void *)(at + a->alpha);
     for (int64_t i = 0; i < f->count; i++) {
         panel *x = &f->panels[i];
         char *base = at + a->panels + i * a->panel_bytes;
-        x->q = (float *)(void *)(base + a->q);
+        x->q = (word *)(void *)(base + a->q);
         x->o = (float *)(void *)(base + a->o);
         x->m = (float *)(void *)(base + a->m);
         x->l = (float *)(void *)(base + a->l);
@@ -125,27 +133,7 @@ static const char *query_row(const flash *f, int64_t row) {
     return (const char *)f->t->q + at * attn_dtype_size(f->p->dtype);
 }
 
-/* Transpose the panel's rows of Q into lanes; lanes not in use are 0. */
-static void pack_queries(const flash *f, panel *x) {
-    const attn_problem *p = f->p;
-    const vec scale = v_set(f->q_scale);
-    const char *rows[PANEL];
-    for (int64_t lane = 0; lane < x->rows; lane++) {
-        rows[lane] = query_row(f, x->row + lane);
-        prefetch_row(rows[lane], p->qk_dim * attn_dtype_size(p->dtype));
-    }
-    for (int64_t lane = 0; lane < PANEL; lane += LANES)
-        for (int64_t d = 0; d < p->qk_dim; d += LANES) {
-            const int64_t n = at_most(LANES, p->qk_dim - d);
-            vec q[LANES];
-            for (int64_t i = 0; i < LANES; i++)
-                q[i] = lane + i >= x->rows ? v_zero()
-                     : n < LANES ? v_mul(scale, v_load_part_any(rows[lane + i], p->dtype, d, v_first(n)))
-                                 : v_mul(scale, v_load_any(rows[lane + i], p->dtype, d));
-            v_transpose(q);
-            for (int64_t i = 0; i < n; i++) v_store(x->q + (d + i) * PANEL + lane, q[i]);
-        }
-}
+static void pack_queries(const flash *f, panel *x);    /* flash_fwd_f32.h or flash_fwd_dot.h */
 
 static void open_panel(flash *f, panel *x) {
     x->vecs = (int)((x->rows + LANES - 1) / LANES);
@@ -163,7 +151,7 @@ static void close_row(const flash *f, const panel *x, int64_t lane) {
     const attn_problem *p = f->p;
     const int64_t i = row_position(f, x->row + lane), h = row_head(f, x->row + lane);
     const float m = x->m[lane], l = x->l[lane];
-    const double natural = m * 0.69314718055994531;   /* scores are powers of two */
+    const double natural = m * 0.69314718055994531;   /* m counts powers of two */
     float factor = 0;
     if (l != 0) {
         const float sink = p->has_sinks ? expf((float)(f->t->sinks[h] - natural)) : 0;
@@ -208,31 +196,4 @@ static void prefetch_next(const flash *f, int64_t from, int64_t to) {
         prefetch_row(f->k_next[j], f->p->qk_dim * size);
         if (!f->p->v_in_k) prefetch_row(f->v_next[j], f->p->v_dim * size);
     }
-}
-
-static void widen_rows(const flash *f, const char *const *rows, int64_t dim, float *to, const float **widened) {
-    const int64_t width = whole_vectors(dim);
-    for (int64_t j = f->from; j < f->keys; j++) {
-        float *row = to + j * width;
-        int64_t d = 0;
-        for (; d + LANES <= dim; d += LANES) v_store(row + d, v_load_any(rows[j], f->p->dtype, d));
-        if (d < dim) v_store(row + d, v_load_part_any(rows[j], f->p->dtype, d, v_first(dim - d)));
-        widened[j] = row;
-    }
-}
-
-/* The next block becomes the current one: f->k and f->v point at its rows in f32. */
-static void load_block(flash *f, int64_t n, int gathers) {
-    const attn_problem *p = f->p;
-    f->keys = f->next_keys;
-    f->v_finite = -1;
-    if (gathers) {
-        widen_rows(f, f->k_next, p->qk_dim, f->k_rows, f->k);
-        if (!p->v_in_k) widen_rows(f, f->v_next, p->v_dim, f->v_rows, f->v);
-        for (int64_t j = f->from; j < f->keys && p->v_in_k; j++) f->v[j] = f->k[j];
-    } else {
-        memcpy(f->k, f->k_next, (size_t)f->keys * sizeof *f->k);
-        memcpy(f->v, f->v_next, (size_t)f->keys * sizeof *f->v);
-    }
-    find_next_block(f, f->block + n, n);
 }

@@ -3,10 +3,10 @@
 
 static const float LOG2E = 1.44269504f;
 
-/* Softcap and ALiBi on keys first .. last - 1 of the block. Scores come and go in units of log2(e). */
+/* Scale, softcap and ALiBi on keys first .. last - 1 of the block; scores then count powers of two. */
 static void edit_scores(const flash *f, const panel *x, int64_t first, int64_t last) {
     const attn_problem *p = f->p;
-    const vec cap = v_set(p->softcap * LOG2E), inverse = v_set(1 / (p->softcap * LOG2E));
+    const vec scale = v_set(f->c), cap = v_set(p->softcap * LOG2E), inverse = v_set(1 / (p->softcap * LOG2E));
     float slope[PANEL], here[PANEL];                  /* here: aligned key, counted from the block's first */
     for (int64_t lane = 0; lane < PANEL && p->alibi; lane++) {
         const int64_t row = x->row + at_most(lane, x->rows - 1);
@@ -16,7 +16,7 @@ static void edit_scores(const flash *f, const panel *x, int64_t first, int64_t l
     for (int64_t j = first; j < last; j++)
         for (int64_t lane = 0; lane < x->vecs * LANES; lane += LANES) {
             float *s = f->scores + j * PANEL + lane;
-            vec a = v_load(s);
+            vec a = v_mul(scale, v_load(s));
             if (p->softcap > 0) a = v_mul(cap, v_tanh(v_mul(a, inverse)));
             if (p->alibi)
                 a = v_sub(a, v_mul(v_load(slope + lane), v_abs(v_sub(v_load(here + lane), v_set((float)j)))));
@@ -69,21 +69,7 @@ static void cut_ranges(const flash *f, const panel *x, int64_t first, int64_t la
     }
 }
 
-/* ---- P V past NaN and infinities of masked keys ---- */
-
-/* Is every V of the block finite? x 0 is NaN where x is not. */
-static int block_is_finite(flash *f) {
-    if (f->v_finite >= 0) return f->v_finite;
-    vec sum = v_zero();
-    for (int64_t j = f->from; j < f->keys; j++) {
-        const float *row = f->v[j];
-        int64_t d = 0;
-        for (; d + LANES <= f->p->v_dim; d += LANES) sum = v_fma(v_load(row + d), v_zero(), sum);
-        if (d < f->p->v_dim) sum = v_fma(v_load_part(row + d, v_first(f->p->v_dim - d)), v_zero(), sum);
-    }
-    return f->v_finite = !v_any_nan(sum);
-}
-
+/* For values_exact: does any mask hide key j of the block from this lane? */
 static int lane_sees(const flash *f, const panel *x, int64_t lane, int64_t j) {
     const attn_problem *p = f->p;
     const int64_t key = f->block + j;
@@ -92,18 +78,4 @@ static int lane_sees(const flash *f, const panel *x, int64_t lane, int64_t j) {
     if (p->has_mask && !f->t->mask[attn_score_offset(&f->s, p->mask_stride, h, i, key)]) return 0;
     return !p->bias_dtype ||
            attn_load(f->t->bias, p->bias_dtype, attn_score_offset(&f->s, p->bias_stride, h, i, key)) != -INFINITY;
-}
-
-/* The same sums as value_tile, in the same order, over the keys that each row sees and no others. */
-static void values_exact(const flash *f, const panel *x, int64_t first, int64_t last) {
-    for (int64_t lane = 0; lane < x->rows; lane++)
-        for (int64_t d = 0; d < f->p->v_dim; d += LANES) {
-            const vmask part = v_first(at_most(LANES, f->p->v_dim - d));
-            float *o = x->o + lane * f->o_row + d;
-            vec sum = v_mul(v_set(f->alpha[lane]), v_load(o));
-            for (int64_t j = first; j < last; j++)
-                if (lane_sees(f, x, lane, j))
-                    sum = v_fma(v_set(f->scores[j * PANEL + lane]), v_load_part(f->v[j] + d, part), sum);
-            v_store(o, sum);
-        }
 }

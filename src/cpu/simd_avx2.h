@@ -81,6 +81,7 @@ SIMD_INLINE vec v_sum_each(vec *a) {
     return _mm256_add_ps(_mm256_permute2f128_ps(a[0], a[1], 0x20), _mm256_permute2f128_ps(a[0], a[1], 0x31));
 }
 
+SIMD_INLINE int  v_all_less(vec a, vec b)          { return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_LT_OQ)) == 255; }
 SIMD_INLINE vmask v_equal(vec a, vec b)            { return _mm256_cmp_ps(a, b, _CMP_EQ_OQ); }
 SIMD_INLINE vmask v_less(vec a, vec b)             { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
 SIMD_INLINE vmask v_within(vec low, vec x, vec high) {                                   /* low <= x < high */

@@ -83,6 +83,7 @@ SIMD_INLINE vec v_sum_each(vec *a) {
     return _mm512_add_ps(_mm512_shuffle_f32x4(a[0], a[1], 0x88), _mm512_shuffle_f32x4(a[0], a[1], 0xdd));
 }
 
+SIMD_INLINE int  v_all_less(vec a, vec b)          { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ) == 0xffff; }
 SIMD_INLINE vmask v_equal(vec a, vec b)            { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
 SIMD_INLINE vmask v_less(vec a, vec b)             { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
 SIMD_INLINE vmask v_within(vec low, vec x, vec high) {                                   /* low <= x < high */

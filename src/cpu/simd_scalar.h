@@ -63,6 +63,11 @@ SIMD_INLINE float v_top(vec a) {                                                
     return top;
 }
 
+SIMD_INLINE int  v_all_less(vec a, vec b) {
+    int all = 1;
+    for (int i = 0; i < LANES; i++) all &= a.x[i] < b.x[i];
+    return all;
+}
 SIMD_INLINE vmask v_equal(vec a, vec b)            { SIMD_EACH(vmask, a.x[i] == b.x[i]); }
 SIMD_INLINE vmask v_less(vec a, vec b)             { SIMD_EACH(vmask, a.x[i] < b.x[i]); }
 SIMD_INLINE vmask v_within(vec low, vec x, vec high) {                                   /* low <= x < high */
