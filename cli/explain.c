@@ -32,9 +32,10 @@ static int explain(const attn_problem *problem, const attn_options *options) {
         print_line(line, (int)(end - line));
     free(text);
     attn_plan *plan;
-    if (attn_plan_create(&plan, problem, options)) {
+    const attn_status status = attn_plan_create(&plan, problem, options);
+    if (status) {
         cli_error("%s", attn_last_error());
-        return CLI_FAILED;
+        return status == ATTN_INVALID ? CLI_USAGE : CLI_FAILED;
     }
     printf("  plan: %s, %zu bytes of workspace, at most %d thread%s\n", attn_plan_kernel(plan),
            attn_plan_workspace(plan), attn_plan_threads(plan), attn_plan_threads(plan) == 1 ? "" : "s");
@@ -43,6 +44,10 @@ static int explain(const attn_problem *problem, const attn_options *options) {
 }
 
 static int run(const cli_arguments *a) {
+    if (cli_given(a, "kernel") > 1) {
+        cli_error("--kernel %s: one kernel at a time", cli_text(a, "kernel"));
+        return CLI_USAGE;
+    }
     attn_problem *problems;
     int count, code = cli_problem_list(a, &problems, &count);
     const attn_options options = cli_engine(a);

@@ -12,23 +12,26 @@ static int left_column(const cli_option *o) {
 
 /* The sentence, wrapped at `width`, continued under itself. */
 static void print_wrapped(FILE *to, const char *text, int indent, int width) {
-    int column = indent;
-    while (*text) {
-        const int word = (int)strcspn(text, " ");
-        if (column > indent && column + word > width) {
+    const char *end = text + strcspn(text, "\n");
+    for (int column = indent; text < end; text += *text == ' ') {
+        const int word = (int)strcspn(text, " \n"), first = column == indent;
+        if (!first && column + 1 + word > width) {
             fprintf(to, "\n%*s", indent, "");
             column = indent;
-        }
-        fprintf(to, "%.*s", word, text);
-        text += word;
-        column += word;
-        if (*text == ' ') {
+        } else if (!first) {
             fputc(' ', to);
-            text++;
             column++;
         }
+        fprintf(to, "%.*s", word, text);
+        column += word;
+        text += word;
     }
     fputc('\n', to);
+}
+
+static const char *next_line(const char *line) {
+    line += strcspn(line, "\n");
+    return line + (*line == '\n');
 }
 
 static void print_option(FILE *to, const cli_option *o) {
@@ -49,7 +52,10 @@ static void print_command_help(FILE *to, const cli_command *c) {
     for (int i = 0; (o = cli_command_option(c, i)); i++) print_option(to, o);
     if (c->sweeps) fputs("\nOptions that describe the problem take lists (--sq 512,1k,2k --causal=0,1): every "
                          "combination is used.\n", to);
-    if (c->notes) fprintf(to, "\n%s\n", c->notes);
+    if (c->notes) fputc('\n', to);
+    for (const char *line = c->notes; line && *line; line = next_line(line))
+        if (*line == ' ') fprintf(to, "%.*s\n", (int)strcspn(line, "\n"), line);   /* an example */
+        else print_wrapped(to, line, 0, 98);
 }
 
 void cli_print_help(FILE *to, const cli_command *command) {
@@ -66,10 +72,10 @@ void cli_print_help(FILE *to, const cli_command *command) {
 
 /* ---- manual page ---- */
 
-/* Text for roff: backslashes doubled, minus signs kept, no line starts a request. */
+/* One line for roff: backslashes escaped, minus signs kept, no request at its start. */
 static void print_roff(FILE *to, const char *text) {
-    for (int start = 1; *text; start = *text == '\n', text++) {
-        if (start && (*text == '.' || *text == '\'')) fputs("\\&", to);
+    if (*text == '.' || *text == '\'') fputs("\\&", to);
+    for (; *text && *text != '\n'; text++) {
         if (*text == '\\') fputs("\\e", to);
         else if (*text == '-') fputs("\\-", to);
         else fputc(*text, to);
@@ -93,10 +99,11 @@ static void man_command(FILE *to, const cli_command *c) {
     const cli_option *o;
     for (int i = 0; (o = cli_command_option(c, i)); i++) man_option(to, o);
     fputs(".El\n", to);
-    if (!c->notes) return;
-    fputs(".Pp\n.Bd -literal -compact\n", to);
-    print_roff(to, c->notes);
-    fputs("\n.Ed\n", to);
+    for (const char *line = c->notes; line && *line; line = next_line(line)) {
+        fputs(*line == ' ' ? ".Dl " : ".Pp\n", to);
+        print_roff(to, line + strspn(line, " "));
+        fputc('\n', to);
+    }
 }
 
 void cli_print_man(FILE *to) {

@@ -8,4 +8,21 @@ set_tests_properties(example_first PROPERTIES PASS_REGULAR_EXPRESSION "query 3: 
 add_test(NAME package COMMAND bash ${CMAKE_CURRENT_SOURCE_DIR}/test_package.sh ${PROJECT_BINARY_DIR})
 set_tests_properties(package PROPERTIES TIMEOUT 300)
 
+# Parts of the command, tested inside.
+set(cli ${PROJECT_SOURCE_DIR}/cli)
+if(ATTN_BUILD_CLI)
+    target_sources(test_formats PRIVATE ${cli}/npy.c ${cli}/safetensors.c ${cli}/tensor.c ${cli}/tensor_file.c
+        ${cli}/output.c ${cli}/terminal.c)
+    target_sources(test_options PRIVATE ${cli}/options.c ${cli}/problem_options.c ${cli}/terminal.c)
+    foreach(test test_formats test_options)
+        target_include_directories(${test} PRIVATE ${cli} ${CJSON_INCLUDE})
+        target_link_libraries(${test} PRIVATE ${CJSON_LIBRARY})
+    endforeach()
+    find_package(Python3 COMPONENTS Interpreter QUIET)
+    if(Python3_FOUND)
+        add_test(NAME cli COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/test_cli.py $<TARGET_FILE:attn_cli>)
+        set_tests_properties(cli PROPERTIES TIMEOUT 300)
+    endif()
+endif()
+
 add_subdirectory(fuzz)
