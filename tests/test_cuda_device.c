@@ -8,9 +8,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
 #include <cmocka.h>
 
-enum { MAX_KERNELS = 64, REPEATS = 100, REPLAYS = 20 };
+enum { MAX_KERNELS = 64, REPEATS = 100, REPLAYS = 20, LAUNCHES = 20000, CAPTURES = 200 };
 
 static check_gpu              *gpu;
 static const attn_cuda_driver *driver;
@@ -241,6 +244,60 @@ static void test_streams(void **state) {
     for (int i = 0; i < 2; i++) assert_int_equal(driver->StreamDestroy(streams[i]), CU_OK);
 }
 
+/* ---- endurance ---- */
+
+static double seconds_now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* Thousands of launches and hundreds of captures leave the device's memory as it was. Prints the host's time per run. */
+static void test_endurance(void **state) {
+    (void)state;
+    NEED_DEVICE;
+    attn_problem p = problem_of(ATTN_BF16, 1, 2, 2, 16, 64, 64);
+    p.has_seqused_kv = 1;
+    for (int n = 0; n < kernel_count; n++) {
+        check_data *data = data_of(&p, CHECK_LENGTHS_FULL);
+        attn_plan *plan = plan_of(kernels[n], check_data_problem(data), 0);
+        void *workspace = plan ? check_data_workspace(data, attn_plan_workspace(plan)) : NULL;
+        size_t before = 0, after = 0, total;
+        for (int i = 0; plan && i < 10; i++) assert_int_equal(driver->GraphExecDestroy(capture(plan, data, workspace)), CU_OK);
+        finish();
+        assert_int_equal(driver->MemGetInfo(&before, &total), CU_OK);
+        const double start = seconds_now();
+        for (int i = 0; plan && i < LAUNCHES; i++) run(plan, data, workspace, check_gpu_stream(gpu));
+        finish();
+        if (plan) printf("%s: %.2f us per queued run\n", kernels[n], (seconds_now() - start) / LAUNCHES * 1e6);
+        for (int i = 0; plan && i < CAPTURES; i++)
+            assert_int_equal(driver->GraphExecDestroy(capture(plan, data, workspace)), CU_OK);
+        finish();
+        assert_int_equal(driver->MemGetInfo(&after, &total), CU_OK);
+        assert_true(after + (8 << 20) >= before);
+        attn_plan_destroy(plan);
+        check_data_destroy(data);
+    }
+}
+
+/* CUDA in a forked child is refused, with the reason. */
+static void test_fork(void **state) {
+    (void)state;
+    NEED_DEVICE;
+    const pid_t child = fork();
+    if (!child) {
+        attn_problem p = problem_of(ATTN_F32, 1, 1, 1, 4, 4, 8);
+        attn_plan *plan = NULL;
+        const attn_status status = attn_plan_create(&plan, &p, NULL);
+        if (status) fprintf(stderr, "after fork: %s\n", attn_last_error());
+        _exit(status == ATTN_DEVICE_ERROR && strstr(attn_last_error(), "fork") ? 0 : 1);
+    }
+    int status = -1;
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_true(WIFEXITED(status));
+    assert_int_equal(WEXITSTATUS(status), 0);
+}
+
 /* ---- bad input ---- */
 
 static void test_bad_pointers(void **state) {
@@ -396,6 +453,7 @@ int main(void) {
     setvbuf(stdout, NULL, _IOLBF, 0);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_repeats), cmocka_unit_test(test_graphs), cmocka_unit_test(test_streams),
+        cmocka_unit_test(test_endurance), cmocka_unit_test(test_fork),
         cmocka_unit_test(test_bad_pointers), cmocka_unit_test(test_bad_pages), cmocka_unit_test(test_bad_lengths),
         cmocka_unit_test(test_many_heads), cmocka_unit_test(test_far_strides),
     };

@@ -12,8 +12,10 @@ const attn_cuda_driver *attn_cuda(void) {
 attn_status attn_cuda_fail(cu_result result, const char *doing, const char *what) {
     char why[8];
     const attn_cuda_driver *driver = attn_cuda_open(why, sizeof why);
-    return attn_fail(result == CU_OUT_OF_MEMORY ? ATTN_NO_MEMORY : ATTN_DEVICE_ERROR, "%s %s: %s", doing, what,
-                     driver ? attn_cuda_error(driver, result) : "no driver");
+    /* The driver was started: only a fork makes it say this. */
+    const char *hint = result == CU_NOT_INITIALIZED ? " (a process forked from one that used CUDA can't use it)" : "";
+    return attn_fail(result == CU_OUT_OF_MEMORY ? ATTN_NO_MEMORY : ATTN_DEVICE_ERROR, "%s %s: %s%s", doing, what,
+                     driver ? attn_cuda_error(driver, result) : "no driver", hint);
 }
 
 static cu_result read_attributes(const attn_cuda_driver *driver, cu_device handle, attn_cuda_device *d) {

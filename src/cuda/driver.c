@@ -58,7 +58,9 @@ static int start(const attn_cuda_driver *driver, char *why, size_t size) {
         (void)snprintf(why, size, "there is a CUDA driver but no CUDA device");
         return 0;
     }
-    if (result) (void)snprintf(why, size, "the CUDA driver doesn't start: %s", attn_cuda_error(driver, result));
+    if (result)
+        (void)snprintf(why, size, "the CUDA driver doesn't start: %s%s", attn_cuda_error(driver, result),
+                       result == CU_NOT_INITIALIZED ? " (a process forked from one that used CUDA can't use it)" : "");
     return !result;
 }
 

@@ -19,7 +19,7 @@ typedef struct cu_graph_s    *cu_graph;
 typedef struct cu_graph_exec_s *cu_graph_exec;
 
 enum {
-    CU_OK = 0, CU_OUT_OF_MEMORY = 2, CU_NO_DEVICE = 100, CU_NO_BINARY_FOR_GPU = 209, CU_STREAM_CAPTURE_IMPLICIT = 906
+    CU_OK = 0, CU_OUT_OF_MEMORY = 2, CU_NOT_INITIALIZED = 3, CU_NO_DEVICE = 100, CU_STREAM_CAPTURE_IMPLICIT = 906
 };
 enum {                              /* device attributes */
     CU_CLOCK_RATE = 13, CU_MULTIPROCESSOR_COUNT = 16, CU_MEMORY_CLOCK_RATE = 36, CU_MEMORY_BUS_WIDTH = 37,
@@ -88,6 +88,7 @@ enum { CU_MAP_FILL_ZEROS = 0, CU_MAP_FILL_NAN = 1 };                            
     F(StreamGetCtx, cuStreamGetCtx, 9020, (cu_stream stream, cu_context *context)) \
     F(StreamIsCapturing, cuStreamIsCapturing, 10000, (cu_stream stream, int *status)) \
     F(MemAlloc, cuMemAlloc, 3020, (cu_pointer *pointer, size_t bytes)) \
+    F(MemGetInfo, cuMemGetInfo, 3020, (size_t *free_bytes, size_t *total)) \
     F(MemFree, cuMemFree, 3020, (cu_pointer pointer)) \
     F(MemcpyHtoD, cuMemcpyHtoD, 3020, (cu_pointer to, const void *from, size_t bytes)) \
     F(MemcpyDtoH, cuMemcpyDtoH, 3020, (void *to, cu_pointer from, size_t bytes)) \
