@@ -64,20 +64,20 @@ static int add_plugin(contender_list *list, const char *path, attn_device device
     return CLI_OK;
 }
 
-static int add_baseline(contender_list *list, const char *name, int naive) {
+static int add_baseline(contender_list *list, const char *name, int naive, attn_device device) {
     if (listed(list, name)) return CLI_OK;
     contender *c = append(list);
     if (!c) return out_of_memory();
     c->kind = CONTENDER_BASELINE;
     c->name = name;
     c->candidate = openblas_candidate(naive);
-    c->unavailable = openblas_unavailable();
+    c->unavailable = device == ATTN_CPU ? openblas_unavailable() : "computes on the CPU";
     return CLI_OK;
 }
 
 int contenders_add(contender_list *list, const char *word, attn_device device) {
-    if (!strcmp(word, "openblas")) return add_baseline(list, "openblas_blocked", 0);
-    if (!strcmp(word, "naive")) return add_baseline(list, "openblas_naive", 1);
+    if (!strcmp(word, "openblas")) return add_baseline(list, "openblas_blocked", 0, device);
+    if (!strcmp(word, "naive")) return add_baseline(list, "openblas_naive", 1, device);
     if (plugin_is_path(word)) {
         cli_progress("building %s", word);
         return add_plugin(list, word, device);
