@@ -53,10 +53,12 @@ skip() { say "-- $1: skipped, $2"; skipped="$skipped $1"; }
 # compute-sanitizer's four tools on few small cases: all kernels, grid and random. racecheck does not model the
 # asynchronous copies of sm_90 fully: its silence is weak evidence there, a report is strong.
 sanitizer() {
-    local tool
+    local tool cases
     command -v compute-sanitizer >/dev/null || { skip sanitizer "compute-sanitizer is not installed"; return; }
     for tool in memcheck initcheck racecheck synccheck; do
-        step "sanitizer-$tool" 70 env ATTN_CHECK_CASES=0.12 \
+        cases=0.12
+        [ $tool != racecheck ] || cases=0.03
+        step "sanitizer-$tool" 100 env ATTN_CHECK_CASES=$cases \
             compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 5 "$build/tests/test_kernels"
     done
 }

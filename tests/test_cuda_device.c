@@ -3,6 +3,7 @@
 #include "check.h"
 #include "cuda/driver.h"
 #include "gpu.h"
+#include <fnmatch.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -26,8 +27,10 @@ static char                    why_not[256] = "no CUDA kernel is built in";
 static int open_device(void **state) {
     (void)state;
     attn_kernel_info info = { .struct_size = sizeof info };
+    const char *pattern = getenv("ATTN_CHECK_KERNEL");
     for (int i = 0; !attn_kernel_describe(i, &info) && kernel_count < MAX_KERNELS; i++)
-        if (info.device == ATTN_CUDA && !info.unavailable) kernels[kernel_count++] = info.name;
+        if (info.device == ATTN_CUDA && !info.unavailable && (!pattern || !fnmatch(pattern, info.name, 0)))
+            kernels[kernel_count++] = info.name;
     gpu = check_gpu_open(0, why_not, sizeof why_not);
     driver = gpu ? attn_cuda_open(why_not, sizeof why_not) : NULL;
     if (gpu && !kernel_count) {

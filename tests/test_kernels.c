@@ -1,8 +1,9 @@
 /* test_kernels.c — every registered kernel against the float64 oracle: the edge-shape grid, then random problems, each
  * in guarded memory, with poisoned outputs and the same bits demanded again. ATTN_CHECK_CASES scales both;
- * ATTN_CHECK_BACKEND=cpu or cuda does half. Kernels that can't run here are counted as skipped. */
+ * ATTN_CHECK_BACKEND=cpu or cuda does half, ATTN_CHECK_KERNEL='flash_*' some. Kernels that can't run here: skipped. */
 #include "check.h"
 #include "gpu.h"
+#include <fnmatch.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -26,10 +27,11 @@ static check_gpu *gpu;              /* NULL: none here, or not asked for */
 
 static void list_kernels(void) {
     attn_kernel_info info = { .struct_size = sizeof info };
-    const char *backend = getenv("ATTN_CHECK_BACKEND");
+    const char *backend = getenv("ATTN_CHECK_BACKEND"), *pattern = getenv("ATTN_CHECK_KERNEL");
     for (int i = 0; attn_kernel_describe(i, &info) == ATTN_OK && kernel_count < MAX_KERNELS; i++) {
         if (info.pass != ATTN_FORWARD) continue;
         if (backend && strcmp(backend, info.device == ATTN_CUDA ? "cuda" : "cpu")) continue;
+        if (pattern && fnmatch(pattern, info.name, 0)) continue;
         kernels[kernel_count++] = (tally){ .name = info.name, .unavailable = info.unavailable, .device = info.device };
     }
 }
