@@ -57,7 +57,7 @@ sanitizer() {
     command -v compute-sanitizer >/dev/null || { skip sanitizer "compute-sanitizer is not installed"; return; }
     for tool in memcheck initcheck racecheck synccheck; do
         cases=0.12
-        [ $tool != racecheck ] || cases=0.03
+        [ $tool != racecheck ] || cases=0.06
         step "sanitizer-$tool" 100 env ATTN_CHECK_CASES=$cases \
             compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 5 "$build/tests/test_kernels"
     done

@@ -4,6 +4,7 @@
 #include "cuda/driver.h"
 #include "gpu.h"
 #include <fnmatch.h>
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -247,6 +248,47 @@ static void test_streams(void **state) {
     for (int i = 0; i < 2; i++) assert_int_equal(driver->StreamDestroy(streams[i]), CU_OK);
 }
 
+/* ---- threads ---- */
+
+enum { THREADS = 8, ROUNDS = 50 };
+
+typedef struct worker { const char *kernel; check_data *data; pthread_t thread; int failures; } worker;
+
+/* Plans made and run from many threads at once, none of which has a context. */
+static void *work(void *arg) {
+    worker *w = arg;
+    attn_options options = ATTN_OPTIONS_INIT;
+    options.kernel = w->kernel;
+    for (int i = 0; i < ROUNDS; i++) {
+        attn_plan *plan = NULL;
+        const attn_status status = attn_plan_create(&plan, check_data_problem(w->data), &options);
+        if (!status && !attn_plan_workspace(plan))
+            w->failures += attn_run(plan, check_data_tensors(w->data), NULL, NULL) != ATTN_OK;
+        w->failures += status != ATTN_OK && status != ATTN_UNSUPPORTED;
+        attn_plan_destroy(plan);
+    }
+    return NULL;
+}
+
+static void test_threads(void **state) {
+    (void)state;
+    NEED_DEVICE;
+    attn_problem p = problem_of(ATTN_BF16, 1, 2, 2, 96, 96, 64);
+    for (int n = 0; n < kernel_count; n++) {
+        worker workers[THREADS];
+        for (int i = 0; i < THREADS; i++) workers[i] = (worker){ .kernel = kernels[n], .data = data_of(&p, CHECK_LENGTHS_FULL) };
+        finish();
+        for (int i = 0; i < THREADS; i++) assert_int_equal(pthread_create(&workers[i].thread, NULL, work, &workers[i]), 0);
+        for (int i = 0; i < THREADS; i++) assert_int_equal(pthread_join(workers[i].thread, NULL), 0);
+        finish();
+        for (int i = 0; i < THREADS; i++) {
+            assert_int_equal(workers[i].failures, 0);
+            assert_true(check_data_hash(workers[i].data) == check_data_hash(workers[0].data));
+        }
+        for (int i = 0; i < THREADS; i++) check_data_destroy(workers[i].data);
+    }
+}
+
 /* ---- endurance ---- */
 
 static double seconds_now(void) {
@@ -456,7 +498,7 @@ int main(void) {
     setvbuf(stdout, NULL, _IOLBF, 0);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_repeats), cmocka_unit_test(test_graphs), cmocka_unit_test(test_streams),
-        cmocka_unit_test(test_endurance), cmocka_unit_test(test_fork),
+        cmocka_unit_test(test_threads), cmocka_unit_test(test_endurance), cmocka_unit_test(test_fork),
         cmocka_unit_test(test_bad_pointers), cmocka_unit_test(test_bad_pages), cmocka_unit_test(test_bad_lengths),
         cmocka_unit_test(test_many_heads), cmocka_unit_test(test_far_strides),
     };
