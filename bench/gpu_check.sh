@@ -89,7 +89,10 @@ for section in "$@"; do
     case $section in
     info) step info 30 "$build/attn" info ;;
     check) step check 150 env ATTN_CHECK_CASES=2 "$build/tests/test_kernels" ;;
-    device) step device 100 "$build/tests/test_cuda_device" ;;
+    device)
+        step device 100 "$build/tests/test_cuda_device"
+        step input 60 "$build/tests/test_cuda_input"
+        ;;
     sanitizer) sanitizer ;;
     bench) bench_bf16 ;;
     f32) step bench-f32 60 "$build/attn" bench --backend cuda --dtype f32 --b 2 --hq 16 --sq 8k --d 128 --samples 5 \

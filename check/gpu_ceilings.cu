@@ -1,5 +1,5 @@
-/* gpu_ceilings.cu — loops that do nothing else: read memory, multiply-add. Measured beside the kernels, so that a speed
- * can be given as a share of what this card does. */
+/* gpu_ceilings.cu — loops that do nothing else: read memory, multiply-add. Measured beside the kernels, so that a
+ * speed can be given as a share of what this card does. */
 #include <stdint.h>
 
 /* Each thread keeps 8 loads of 16 bytes in flight. The sum is stored only if it is one value that no data has. */
