@@ -8,6 +8,7 @@
 
 enum { MOST_ROWS = 16,                                /* query rows per K/V head; above, flash is faster */
        ITEM_ROWS = 64,                                /* rows of all heads of an item: its sums stay in L1 and L2 */
+       AHEAD = 4096,                                  /* bytes from what is read to what is fetched */
        LEAST_KEYS = 256, STRICT_KEYS = 1024 };        /* keys of a part: at least; in strict mode always */
 /* schedule[]: */
 enum { PARTS, PART_KEYS, ITEM_HEADS, HEAD_ITEMS };
@@ -62,20 +63,27 @@ static void rows_of_chunk(decode *x, int64_t head, int64_t row, int rows, rows_a
     }
 }
 
-static void head_of_chunk(decode *x, int64_t head, int last_chunk) {
+/* The rows to fetch while `list` is read at `at`: of one head AHEAD bytes ahead, else of the next head. */
+static rows_ahead next_rows(const decode *x, const char **list, int64_t head, int64_t head_step, int64_t bytes) {
+    const int64_t keys = at_least(1, at_most(CHUNK, AHEAD / bytes));
+    if (x->heads == 1) return (rows_ahead){ { list + keys, 0 }, bytes };
+    if (head + 1 == x->heads) return (rows_ahead){ { list + CHUNK, 0 }, bytes };
+    return (rows_ahead){ { list, (head + 1) * head_step }, bytes };
+}
+
+static void head_of_chunk(decode *x, int64_t head) {
     const attn_problem *p = x->p;
     const int64_t size = attn_dtype_size(p->dtype), k_step = p->k_stride.head * size, v_step = p->v_stride.head * size;
-    const int wraps = head + 1 == x->heads;
     const rows_at k = { x->k, head * k_step }, v = { x->v, head * v_step };
-    const rows_at k2 = { wraps ? x->next_k : x->k, wraps ? 0 : (head + 1) * k_step };
-    const rows_at v2 = { wraps ? x->next_v : x->v, wraps ? 0 : (head + 1) * v_step };
-    const int fetches = !(wraps && last_chunk);
+    rows_ahead next_k = next_rows(x, x->k, head, k_step, p->qk_dim * size);
+    rows_ahead next_v = next_rows(x, x->v, head, v_step, p->v_dim * size);
+    if (p->v_in_k) next_v.bytes = 0;
     x->finite = -1;
     for (int64_t row = 0; row < x->padded;) {
-        const int rows = x->padded - row >= 4 ? 4 : x->padded - row >= 2 ? 2 : 1, first = !row && fetches;
-        rows_of_chunk(x, head, row, rows, k, v, (rows_ahead){ k2, first ? p->qk_dim * size : 0 },
-                      (rows_ahead){ v2, first && !p->v_in_k ? p->v_dim * size : 0 });
+        const int rows = x->padded - row >= 4 ? 4 : x->padded - row >= 2 ? 2 : 1;
+        rows_of_chunk(x, head, row, rows, k, v, next_k, next_v);
         row += rows;
+        next_k.bytes = next_v.bytes = 0;              /* once for all rows */
     }
 }
 
@@ -84,21 +92,20 @@ static void head_of_chunk(decode *x, int64_t head, int last_chunk) {
 static void walk_keys(decode *x) {
     const attn_tensors *t = x->t;
     const attn_problem *p = x->p;
+    const size_t bytes = CHUNK * sizeof(char *);
     x->chunk = x->low / CHUNK * CHUNK;
-    find_rows(x, x->chunk, t->k, p->k_stride, x->next_k);
-    find_rows(x, x->chunk, t->v, p->v_stride, x->next_v);
+    find_rows(x, x->chunk, t->k, p->k_stride, x->k + CHUNK);
+    find_rows(x, x->chunk, t->v, p->v_stride, x->v + CHUNK);
     for (; x->chunk < x->high; x->chunk += CHUNK) {
-        const char **k = x->k, **v = x->v;
-        const int last = x->chunk + CHUNK >= x->high;
-        x->k = x->next_k;
-        x->v = x->next_v;
-        x->next_k = k;
-        x->next_v = v;
-        if (!last) find_rows(x, x->chunk + CHUNK, t->k, p->k_stride, x->next_k);
-        if (!last) find_rows(x, x->chunk + CHUNK, t->v, p->v_stride, x->next_v);
+        memcpy(x->k, x->k + CHUNK, bytes);
+        memcpy(x->v, x->v + CHUNK, bytes);
+        if (x->chunk + CHUNK < x->high) {             /* else the last rows are fetched again, which costs nothing */
+            find_rows(x, x->chunk + CHUNK, t->k, p->k_stride, x->k + CHUNK);
+            find_rows(x, x->chunk + CHUNK, t->v, p->v_stride, x->v + CHUNK);
+        }
         x->from = at_least(0, x->low - x->chunk);
         x->to = at_most(CHUNK, x->high - x->chunk);
-        for (int64_t head = 0; head < x->heads; head++) head_of_chunk(x, head, last);
+        for (int64_t head = 0; head < x->heads; head++) head_of_chunk(x, head);
     }
 }
 

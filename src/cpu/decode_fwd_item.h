@@ -11,7 +11,7 @@ typedef struct decode {
     float sign, c;                                    /* of Q as stored; 2^(c x): what a score x is worth */
     int64_t low, high;                                /* keys that some row sees in this item's part of them */
     int64_t chunk, from, to;                          /* current keys: chunk + from .. chunk + to - 1 */
-    const char **k, **v, **next_k, **next_v;          /* [CHUNK] rows of this chunk and of the next one */
+    const char **k, **v;                              /* [2][CHUNK] rows of this chunk and of the next one */
     int64_t *row_low, *row_high;                      /* [padded]: keys that causal and window let a row see */
     float *q;                                         /* [heads][padded][q_row] */
     float *o, *m, *l;                                 /* [heads][padded][o_row], [heads][padded], the same */
@@ -61,9 +61,7 @@ static decode_layout lay_out(const attn_problem *p, int64_t rows, int64_t heads,
 static void place(decode *x, char *slot, char *sums, const decode_layout *a) {
     const char **rows = (const char **)(void *)(slot + a->rows);
     x->k = rows;
-    x->v = rows + CHUNK;
-    x->next_k = rows + 2 * CHUNK;
-    x->next_v = rows + 3 * CHUNK;
+    x->v = rows + 2 * CHUNK;
     x->row_low = (int64_t *)(void *)(slot + a->low);
     x->row_high = (int64_t *)(void *)(slot + a->high);
     x->q = (float *)(void *)(slot + a->q);
