@@ -5,6 +5,11 @@
 #include "decode_fwd_dots.h"
 #include "decode_fwd_item.h"
 #include "decode_fwd_scores.h"
+#if defined(SIMD_DOT)
+#include "decode_fwd_pairs.h"
+#else
+#include "decode_fwd_f32.h"
+#endif
 
 enum { MOST_ROWS = 16,                                /* query rows per K/V head; above, flash is faster */
        ITEM_ROWS = 64,                                /* rows of all heads of an item: its sums stay in L1 and L2 */
@@ -17,38 +22,16 @@ typedef struct { const attn_plan *plan; const attn_tensors *t; char *workspace; 
 
 /* ---- one head, one chunk ---- */
 
-#define WITH_ROWS(f, dtype, dim, ...) \
-    do { \
-        if (rows == 4) f(dtype, 4, dim, __VA_ARGS__); \
-        else if (rows == 2) f(dtype, 2, dim, __VA_ARGS__); \
-        else f(dtype, 1, dim, __VA_ARGS__); \
-    } while (0)
-#define WITH_DTYPE(f, of, dim, ...) \
-    do { \
-        if ((of) == ATTN_F32) WITH_ROWS(f, ATTN_F32, dim, __VA_ARGS__); \
-        else if ((of) == ATTN_F16) WITH_ROWS(f, ATTN_F16, dim, __VA_ARGS__); \
-        else WITH_ROWS(f, ATTN_BF16, dim, __VA_ARGS__); \
-    } while (0)
-
-static void scores_of(const decode *x, int rows, const float *q, rows_at k, rows_ahead ahead) {
-    const int64_t from = x->from / LANES * LANES, to = round_up(x->to, LANES);
-    for (int64_t j = 0; j < CHUNK; j += LANES)
-        for (int i = 0; i < rows && (j < from || j >= to); i++) v_store(x->scores + i * CHUNK + j, v_set(-INFINITY));
-    WITH_DTYPE(score_rows, x->p->dtype, x->p->qk_dim, q, x->q_row, k, from, to, ahead, x->scores);
-}
-
-static void values_of(const decode *x, int rows, const float *p, rows_at v, rows_ahead ahead, const float *alpha,
-                      float *o) {
-    WITH_DTYPE(value_rows, x->p->dtype, x->p->v_dim, p, v, x->from, x->to, ahead, alpha, o, x->o_row);
-}
-
 /* Rows `row` .. of one head: scores, masks, softmax, values. The first group of rows fetches for all. */
 static void rows_of_chunk(decode *x, int64_t head, int64_t row, int rows, rows_at k, rows_at v, rows_ahead next_k,
                           rows_ahead next_v) {
     const int64_t at = head * x->padded + row;
     float alpha[ROWS], *o = x->o + at * x->o_row;
     int masked = 0;
-    scores_of(x, rows, x->q + at * x->q_row, k, next_k);
+    const int64_t from = x->from / LANES * LANES, to = round_up(x->to, LANES);
+    for (int64_t j = 0; j < CHUNK; j += LANES)
+        for (int i = 0; i < rows && (j < from || j >= to); i++) v_store(x->scores + i * CHUNK + j, v_set(-INFINITY));
+    scores_of(x, rows, x->q + at * x->q_row, k, from, to, next_k);
     for (int i = 0; i < rows; i++)
         masked |= mask_row(x, x->scores + i * CHUNK, head, at_most(row + i, x->rows - 1));
     softmax_rows(x, rows, x->scores, x->m + at, x->l + at, alpha);
@@ -241,7 +224,7 @@ static attn_status decode_run(const attn_plan *plan, const attn_tensors *t, void
 SIMD_END
 
 const attn_kernel SIMD_NAME(attn_decode_fwd) = {
-    .name = "decode_fwd_" SIMD_STRING, .summary = "few queries, K and V read once for all heads that share them",
-    .pass = ATTN_FORWARD, .device = ATTN_CPU, .isa = SIMD_ISA, .dtypes = ATTN_DTYPE_BITS_ALL,
+    .name = "decode_fwd_" SIMD_STRING, .summary = DECODE_SUMMARY,
+    .pass = ATTN_FORWARD, .device = ATTN_CPU, .isa = SIMD_ISA, .dtypes = DECODE_DTYPES,
     .features = ATTN_NEEDS_ALL, .refuse = decode_refuses, .prepare = decode_prepare, .run = decode_run,
 };

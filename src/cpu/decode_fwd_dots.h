@@ -1,9 +1,8 @@
-/* decode_fwd_dots.h — the two register kernels of decode: scores of 1, 2 or 4 query rows by dot products along a key's
+/* decode_fwd_dots.h — the two register kernels of decode in f32: scores of 1, 2 or 4 query rows by dot products along a key's
  * row, and O += P V along a value's row. K and V are read once, row by row, wherever each row lies; while one block is
  * computed, the lines of the next one are on their way. */
 enum { CHUNK = 64,                                    /* keys at a time: two blocks of K and V stay in L2 */
-       ROWS = 4,                                      /* query rows at a time */
-       Q_UNIT = LANES };                              /* rows of Q are padded to a multiple */
+       ROWS = 4 };                                    /* query rows at a time */
 
 /* Rows of keys: key j's row is at row[j] + at bytes. */
 typedef struct { const char *const *row; int64_t at; } rows_at;

@@ -13,12 +13,16 @@ typedef struct decode {
     int64_t chunk, from, to;                          /* current keys: chunk + from .. chunk + to - 1 */
     const char **k, **v;                              /* [2][CHUNK] rows of this chunk and of the next one */
     int64_t *row_low, *row_high;                      /* [padded]: keys that causal and window let a row see */
-    float *q;                                         /* [heads][padded][q_row] */
+    float *q;                                         /* [heads][padded][q_row]: words of 4 bytes */
     float *o, *m, *l;                                 /* [heads][padded][o_row], [heads][padded], the same */
     float *scores;                                    /* [ROWS][CHUNK] */
     int64_t q_row, o_row;
     int finite;                                       /* V of this head's chunk: -1 not looked at yet */
 } decode;
+
+/* decode_fwd_f32.h or decode_fwd_pairs.h: words in a row of Q as the kernels take it, and such a row. */
+static int64_t query_words(const attn_problem *p);
+static void load_query(const decode *x, int64_t head, int64_t row, float *to);
 
 /* ---- workspace: one scratch per slot, and one set of sums per item where the keys are split ---- */
 
@@ -45,8 +49,8 @@ static int64_t padded_rows(int64_t rows) { return rows % ROWS == 3 ? rows + 1 : 
 static decode_layout lay_out(const attn_problem *p, int64_t rows, int64_t heads, int split) {
     decode_layout a = { .padded = padded_rows(rows) };
     const int64_t f = sizeof(float);
-    a.q_row = round_up(p->qk_dim, Q_UNIT);
-    a.o_row = round_up(p->v_dim, LANES);
+    a.q_row = query_words(p);
+    a.o_row = round_up(p->v_dim, 2 * LANES);          /* kernels write columns in ones or twos of vectors */
     a.sums = round_up(heads * a.padded * (a.o_row + 2) * f, 64);
     a.rows = carve(&a.slot, 4 * CHUNK * (int64_t)sizeof(char *));
     a.low = carve(&a.slot, a.padded * (int64_t)sizeof(int64_t));
@@ -80,15 +84,9 @@ static int64_t row_head(const decode *x, int64_t head, int64_t row) {
     return (x->kv_head + head) * x->group + row % x->group;
 }
 
-/* One row of Q as f32 with the sign of the scale, zeros behind its end. */
-static void load_query(const decode *x, int64_t head, int64_t row, float *to) {
-    const attn_problem *p = x->p;
-    const int64_t at = attn_q_offset(&x->s, p->q_stride, row_position(x, row), row_head(x, head, row));
-    const char *from = (const char *)x->t->q + at * attn_dtype_size(p->dtype);
-    for (int64_t d = 0; d < x->q_row; d += LANES) {
-        const vmask part = v_first(at_least(0, at_most(LANES, p->qk_dim - d)));
-        v_store(to + d, v_mul(v_set(x->sign), v_load_part_any(from, p->dtype, d, part)));
-    }
+static const void *query_row(const decode *x, int64_t head, int64_t row) {
+    const int64_t at = attn_q_offset(&x->s, x->p->q_stride, row_position(x, row), row_head(x, head, row));
+    return (const char *)x->t->q + at * attn_dtype_size(x->p->dtype);
 }
 
 static void open_rows(decode *x) {

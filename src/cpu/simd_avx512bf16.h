@@ -43,6 +43,24 @@ SIMD_INLINE void pairs_store_zipped(uint32_t *x, const uint16_t *lower, const ui
     if (count > 16) _mm512_storeu_si512(x + 16, _mm512_permutex2var_epi16(a, second, b));
 }
 
+/* Two vectors of f32 as 32 bf16 in order, rounded to nearest even. */
+SIMD_INLINE void pairs_store_in_order(uint16_t *x, vec first, vec second) {
+    _mm512_storeu_si512(x, (__m512i)_mm512_cvtne2ps_pbh(second, first));
+}
+
+/* 32 columns of two rows, as pairs_bits gives them: pairs of the first 16 columns, and of the last 16. */
+SIMD_INLINE pairs pairs_zip_low(vec a, vec b) {
+    const __m512i columns = _mm512_set_epi32(0x2f000f, 0x2e000e, 0x2d000d, 0x2c000c, 0x2b000b, 0x2a000a, 0x290009,
+        0x280008, 0x270007, 0x260006, 0x250005, 0x240004, 0x230003, 0x220002, 0x210001, 0x200000);
+    return (pairs)_mm512_permutex2var_epi16(_mm512_castps_si512(a), columns, _mm512_castps_si512(b));
+}
+SIMD_INLINE pairs pairs_zip_high(vec a, vec b) {
+    const __m512i columns = _mm512_set_epi32(0x3f001f, 0x3e001e, 0x3d001d, 0x3c001c, 0x3b001b, 0x3a001a, 0x390019,
+        0x380018, 0x370017, 0x360016, 0x350015, 0x340014, 0x330013, 0x320012, 0x310011, 0x300010);
+    return (pairs)_mm512_permutex2var_epi16(_mm512_castps_si512(a), columns, _mm512_castps_si512(b));
+}
+SIMD_INLINE pairs pairs_of_bits(vec bits)          { return (pairs)_mm512_castps_si512(bits); }
+
 /* Is there an infinity or NaN in it? */
 SIMD_INLINE int pairs_any_nonfinite(pairs a) {
     const __m512i exponent = _mm512_set1_epi16(0x7f80);

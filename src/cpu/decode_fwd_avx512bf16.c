@@ -1,0 +1,4 @@
+#if defined(__x86_64__)
+#include "simd_avx512bf16.h"
+#include "decode_fwd_body.h"
+#endif
