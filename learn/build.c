@@ -201,7 +201,8 @@ int learn_execute(const learn_lesson *lesson, const char *given, learn_where whe
     char *dot = strrchr(program, '.');
     if (dot) *dot = 0;
     if (lesson->kind == C_PROGRAM) {
-        if (compile((char *[]){ "cc", "-std=c11", "-O3", "-march=native", file, "-o", program, "-lm", NULL }, NULL, file)) return 1;
+        if (compile((char *[]){ "cc", "-std=c11", "-O3", "-march=native", file, "-o", program, "-lm", NULL }, NULL, file))
+            return 1;
     } else if (where == LEARN_SIMULATOR || (where == LEARN_ANYWHERE && !have_gpu())) {
         if (build_simulated(file, build, program)) return 1;
     } else if (build_for_gpu(file, program)) {
