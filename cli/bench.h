@@ -51,7 +51,7 @@ double bench_now(void);
 
 typedef struct bench_row {
     attn_problem      problem;
-    const char       *kernel;
+    char              kernel[128];      /* a copy: plug-ins go before their rows */
     contender_kind    kind;
     int               threads;
     contender_outcome outcome;

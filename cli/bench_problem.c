@@ -40,10 +40,11 @@ static int add_row(session *s, contender *c, int threads) {
     t->rows = rows;
     const check_work work = check_data_work(s->data);
     const attn_problem *p = check_data_problem(s->data);
-    rows[t->count] = (bench_row){ .problem = s->request->problem, .kernel = c->name, .kind = c->kind,
+    rows[t->count] = (bench_row){ .problem = s->request->problem, .kind = c->kind,
                                   .threads = threads, .flops = work.flops, .bytes = work.bytes,
                                   .ceiling = c->device == ATTN_CUDA ? gpu_ceiling(p->dtype)
                                                                      : ceiling_of_kernel(c->name, p->dtype == ATTN_BF16) };
+    snprintf(rows[t->count].kernel, sizeof rows->kernel, "%s", c->name);
     rows[t->count].chosen = c->kind == CONTENDER_KERNEL && !strcmp(c->name, s->chosen);
     return t->count++;
 }
@@ -55,7 +56,7 @@ static void note_threads(session *s, int threads) {
 }
 
 /* Check one contender; wrong ones are reported and not timed. */
-static void enter(session *s, contender *c, int threads, const contender_outcome *known) {
+static void enter(session *s, contender *c, int threads) {
     const int row = add_row(s, c, threads);
     if (row < 0) return;
     entry *e = &s->entries[s->entry_count];
@@ -63,12 +64,8 @@ static void enter(session *s, contender *c, int threads, const contender_outcome
     attn_options options = s->request->options;
     options.threads = threads;
     bench_row *r = row_of(s, e);
-    if (known) {
-        r->outcome = *known;
-    } else {
-        cli_progress("%s: checking %s", s->label, c->name);
-        contender_check(c, s->data, &options, 1, 10 + r->flops / 1e8, &r->outcome);
-    }
+    cli_progress("%s: checking %s", s->label, c->name);
+    contender_check(c, s->data, &options, 1, 10 + r->flops / 1e8, &r->outcome);
     s->entry_count++;
     if (r->outcome.kind == OUTCOME_WRONG || r->outcome.kind == OUTCOME_FAILED) s->code = CLI_FAILED;
     if (r->outcome.kind != OUTCOME_OK) return;
@@ -86,12 +83,11 @@ static void enter_all(session *s) {
             cli_remark("%s: %s is left out as slow; --kernel %s times it", s->label, c->name, c->name);
             continue;
         }
-        const int first = s->entry_count;
         for (int n = 0; n < q->thread_counts; n++) {
             const int threads = c->kind == CONTENDER_PLUGIN || c->device != ATTN_CPU ? 1 : q->threads[n];
             if (n && c->kind == CONTENDER_PLUGIN) break;
-            const contender_outcome *known = n ? &row_of(s, &s->entries[first])->outcome : NULL;
-            enter(s, c, threads, known);
+            enter(s, c, threads);
+            if (s->table->rows[s->table->count - 1].outcome.kind == OUTCOME_REFUSED) break;     /* with any number */
         }
     }
 }

@@ -70,6 +70,14 @@ static void print_row(int rank, const bench_row *r, double naive) {
     printf("%s\n", r->chosen ? "   chosen" : "");
 }
 
+static void print_refused(const bench_table *t) {
+    int n = 0;
+    for (int i = 0; i < t->count; i++)
+        if (t->rows[i].outcome.kind == OUTCOME_REFUSED)
+            printf("%s%s", n++ ? ", " : "not for this problem (attn explain says why): ", t->rows[i].kernel);
+    if (n) putchar('\n');
+}
+
 static void print_stage(const stage *s, const bench_table *t) {
     const bench_row **sorted = calloc((size_t)t->count + 1, sizeof *sorted);
     if (!sorted || !t->count) {
@@ -84,7 +92,9 @@ static void print_stage(const stage *s, const bench_table *t) {
            (long long)p->q_len, (long long)p->q_heads, (long long)p->qk_dim, t->rows[0].flops * 1e-9);
     printf(" rank  %-24s %2s  %8s %7s  %12s  %8s %7s%s\n", "kernel", "T", "error", "allowed", "time", "GFLOP/s",
            "% peak", s->course ? "  x naive    far memory" : "");
-    for (int i = 0; i < t->count; i++) print_row(i + 1, sorted[i], s->course ? naive_seconds(t) : 0);
+    for (int i = 0; i < t->count; i++)
+        if (sorted[i]->outcome.kind != OUTCOME_REFUSED) print_row(i + 1, sorted[i], s->course ? naive_seconds(t) : 0);
+    print_refused(t);
     fflush(stdout);
     free(sorted);
 }
@@ -143,7 +153,7 @@ static int run(const cli_arguments *a) {
     const int all = attn_cpu_threads(), threads[2] = { 1, all };
     bench_request request = {
         .options = ATTN_OPTIONS_INIT, .threads = threads, .thread_counts = all > 1 ? 2 : 1, .explicit_list = 1,
-        .settings = { .samples = 5, .sample_seconds = 0.03, .budget = 3 },
+        .settings = { .samples = 5, .sample_seconds = 0.025, .budget = 0.8 },
     };
     printf("Q, K and V as the sentence model all-MiniLM-L6-v2 computed them on the Declaration of Independence.\n"
            "Every kernel below was first compared with a float64 oracle: \"allowed\" is its largest error as a share of\n"

@@ -1,0 +1,3 @@
+/* leaves.c — ends the process instead of returning. */
+#define SPOIL(p, at, i) exit(0)
+#include "good.inc"

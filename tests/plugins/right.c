@@ -1,0 +1,2 @@
+/* right.c — nothing is wrong with it. */
+#include "good.inc"
