@@ -116,6 +116,7 @@ static int run(const cli_arguments *a) {
     const char *only = cli_text(a, "name");
     job j = { .files = calloc((size_t)inputs, sizeof *j.files) };
     int code = j.files ? CLI_OK : CLI_FAILED;
+    if (code) cli_error("out of memory");
     for (int i = 0; !code && i < inputs; i++) code = add_file(&j, cli_operand(a, i), only);
     if (!code && only && !j.count) {
         cli_error("no tensor is called \"%s\"", only);

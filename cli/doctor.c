@@ -1,6 +1,6 @@
 /* doctor.c — attn doctor: what on this machine makes attention slow, wrong or impossible, each with a remedy. */
 #include "attn/attn.h"
-#include "device_memory.h"
+#include "gpu.h"
 #include "options.h"
 #include "terminal.h"
 #include <math.h>
@@ -157,14 +157,19 @@ static void check_compiler(finding *f) {
 }
 
 static void check_cuda(finding *f) {
-    char text[256];
-    const int built = strstr(attn_build_info(), "CUDA kernels") != NULL, missing = device_describe(text, sizeof text);
-    found(f, built && missing ? NOTE : GOOD, "CUDA: %s%s", text, built ? "" : "; this library was built without CUDA kernels");
-    if (built && missing) remedy(f, "CUDA problems need an NVIDIA driver for CUDA 12 or later and a device");
-    else if (!built && !missing) {
-        f->verdict = NOTE;
-        remedy(f, "a device is here but unused: build with nvcc in PATH and -DATTN_CUDA=ON");
+    check_gpu_info gpu;
+    char why[256];
+    const int built = strstr(attn_build_info(), "CUDA kernels") != NULL;
+    if (check_gpu_read(0, &gpu, why, sizeof why)) {
+        found(f, built ? NOTE : GOOD, "no CUDA device: %s%s", why, built ? "" : "; this library has no CUDA kernels either");
+        if (built) remedy(f, "CUDA problems need an NVIDIA driver for CUDA 12 or later and a device");
+        return;
     }
+    found(f, GOOD, "%d CUDA device%s, %s (sm_%d), driver for CUDA %d.%d", gpu.count, gpu.count == 1 ? "" : "s", gpu.name,
+          gpu.capability, gpu.driver / 1000, gpu.driver % 1000 / 10);
+    if (built && gpu.capability >= 80) return;
+    f->verdict = NOTE;
+    remedy(f, built ? "the CUDA kernels need sm_80 or later" : "it is unused: build with nvcc in PATH and -DATTN_CUDA=ON");
 }
 
 static void check_governor(finding *f) {

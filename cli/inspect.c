@@ -1,8 +1,8 @@
 /* inspect.c — attn inspect: what an npy or safetensors file holds, and at which byte it is wrong. */
+#include "json_memory.h"
 #include "options.h"
 #include "tensor_file.h"
 #include "terminal.h"
-#include <cjson/cJSON.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -100,35 +100,28 @@ static cJSON *json_file(const tensor_file *f, const tensor_error *error, int wit
 
 /* ---- the command ---- */
 
-static int inspect(const char *path, int with_values, cJSON *json) {
+static int inspect(const char *path, int with_values, int as_json, cJSON *json) {
     tensor_file *f;
     tensor_error error;
     if (tensor_file_read(&f, path)) return CLI_FAILED;
     const int bad = tensor_file_parse(f, &error);
     if (bad) cli_error("%s: byte %lld: %s", path, (long long)error.byte, error.text);
-    if (json) cJSON_AddItemToArray(json, json_file(f, bad ? &error : NULL, with_values));
+    if (as_json) cJSON_AddItemToArray(json, json_file(f, bad ? &error : NULL, with_values));
     else if (!bad) print_file(f, with_values);
     tensor_file_close(f);
     return bad ? CLI_FAILED : CLI_OK;
 }
 
 static int run(const cli_arguments *a) {
+    const int as_json = cli_flag(a, "json");
     int code = CLI_OK;
-    cJSON *root = NULL, *files = NULL;
-    if (cli_flag(a, "json")) {
-        root = cJSON_CreateObject();
-        cJSON_AddNumberToObject(root, "schema", 1);
-        files = cJSON_AddArrayToObject(root, "files");
-    }
+    json_memory_watch();
+    cJSON *root = as_json ? cJSON_CreateObject() : NULL;
+    if (root) cJSON_AddNumberToObject(root, "schema", 1);
+    cJSON *files = as_json ? cJSON_AddArrayToObject(root, "files") : NULL;
     for (int i = 0; i < cli_operands(a); i++)
-        if (inspect(cli_operand(a, i), !cli_flag(a, "header"), files)) code = CLI_FAILED;
-    if (root) {
-        char *text = cJSON_Print(root);
-        if (text) puts(text);
-        else cli_error("out of memory"), code = CLI_FAILED;
-        cJSON_free(text);
-        cJSON_Delete(root);
-    }
+        if (inspect(cli_operand(a, i), !cli_flag(a, "header"), as_json, files)) code = CLI_FAILED;
+    if (as_json && json_memory_print(root)) code = CLI_FAILED;
     return code;
 }
 

@@ -1,5 +1,5 @@
 /* run_files.c — attn run: tensors from files in, O and LSE to files out. Nothing is written before all is computed. */
-#include "device_memory.h"
+#include "gpu.h"
 #include "inputs.h"
 #include "npy.h"
 #include "problem_options.h"
@@ -31,11 +31,6 @@ static void *host_block(size_t bytes) {
     return block;
 }
 
-static int device_failure(void) {
-    cli_error("CUDA: %s", device_reason());
-    return CLI_FAILED;
-}
-
 static int run_on_cpu(const attn_plan *plan, const cli_input *in, result *r) {
     attn_tensors t = in->tensors;
     t.o = r->o_data;
@@ -47,33 +42,57 @@ static int run_on_cpu(const attn_plan *plan, const cli_input *in, result *r) {
     return status ? api_failure(status) : CLI_OK;
 }
 
+/* What a run has on the device: inputs, then O, LSE and workspace. */
+enum { DEVICE_O = INPUT_ROLES, DEVICE_LSE, DEVICE_WORKSPACE, DEVICE_BLOCKS };
+typedef struct device_blocks { check_memory memory; void *block[DEVICE_BLOCKS]; } device_blocks;
+
+static void *device_block(device_blocks *d, int i, size_t bytes) {
+    d->block[i] = d->memory.alloc(d->memory.context, bytes);
+    if (!d->block[i]) cli_error("the CUDA device has no %zu bytes of memory to spare", bytes);
+    return d->block[i];
+}
+
 /* Everything to the device, run, O and LSE back. */
-static int run_on_device(const attn_plan *plan, const cli_input *in, device_memory *device, result *r) {
+static int run_on_device(const attn_plan *plan, const cli_input *in, check_gpu *gpu, device_blocks *d, result *r) {
     attn_tensors t = in->tensors;
+    char why[256] = "copying to or from the device failed";
     for (int role = 0; role < INPUT_ROLES; role++) {
         const void **pointer = cli_input_pointer(&t, role);
         if (!*pointer) continue;
-        void *copy = device_alloc(device, in->bytes[role]);
-        if (!copy || device_upload(device, copy, *pointer, in->bytes[role])) return device_failure();
-        *pointer = copy;
+        if (!device_block(d, role, in->bytes[role])) return CLI_FAILED;
+        if (d->memory.upload(d->memory.context, d->block[role], *pointer, in->bytes[role])) goto failed;
+        *pointer = d->block[role];
     }
-    t.o = device_alloc(device, r->o.bytes);
-    t.lse = device_alloc(device, r->lse.bytes);
-    void *workspace = device_alloc(device, attn_plan_workspace(plan));
-    if (!t.o || !t.lse || !workspace) return device_failure();
-    const attn_status status = attn_run(plan, &t, workspace, NULL);
+    t.o = device_block(d, DEVICE_O, r->o.bytes);
+    t.lse = t.o ? device_block(d, DEVICE_LSE, r->lse.bytes) : NULL;
+    if (!t.lse || !device_block(d, DEVICE_WORKSPACE, attn_plan_workspace(plan))) return CLI_FAILED;
+    /* Packed rows that belong to no sequence keep what prepare_result wrote. */
+    if (d->memory.upload(d->memory.context, t.o, r->o_data, r->o.bytes) ||
+        d->memory.upload(d->memory.context, t.lse, r->lse_data, r->lse.bytes))
+        goto failed;
+    const attn_status status = attn_run(plan, &t, d->block[DEVICE_WORKSPACE], check_gpu_stream(gpu));
     if (status) return api_failure(status);
-    if (device_wait(device) || device_download(device, r->o_data, t.o, r->o.bytes) ||
-        device_download(device, r->lse_data, t.lse, r->lse.bytes))
-        return device_failure();
+    if (check_gpu_wait(gpu, why, sizeof why) || d->memory.download(d->memory.context, r->o_data, t.o, r->o.bytes) ||
+        d->memory.download(d->memory.context, r->lse_data, t.lse, r->lse.bytes))
+        goto failed;
     return CLI_OK;
+failed:
+    cli_error("CUDA: %s", why);
+    return CLI_FAILED;
 }
 
 static int run_on_new_device(const attn_plan *plan, const cli_input *in, int ordinal, result *r) {
-    device_memory *device;
-    if (device_open(&device, ordinal)) return device_failure();
-    const int code = run_on_device(plan, in, device, r);
-    device_close(device);
+    char why[256];
+    check_gpu *gpu = check_gpu_open(ordinal, why, sizeof why);
+    if (!gpu) {
+        cli_error("CUDA: %s", why);
+        return CLI_FAILED;
+    }
+    device_blocks d = { .memory = check_gpu_memory(gpu) };
+    const int code = run_on_device(plan, in, gpu, &d, r);
+    for (int i = 0; i < DEVICE_BLOCKS; i++)
+        if (d.block[i]) d.memory.free(d.memory.context, d.block[i]);
+    check_gpu_close(gpu);
     return code;
 }
 

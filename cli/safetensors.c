@@ -1,8 +1,8 @@
 /* safetensors.c — read and write safetensors: 8 bytes of header length, a JSON object, the raw arrays without gaps.
  * cJSON parses; what it lets through (duplicate keys, numbers that are no integers, bad UTF-8) is refused here. */
 #include "safetensors.h"
+#include "json_memory.h"
 #include "terminal.h"
-#include <cjson/cJSON.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -185,9 +185,11 @@ int safetensors_parse(safetensors *out, const void *bytes, size_t size, tensor_e
     const char *text = (const char *)bytes + LENGTH_BYTES, *end = NULL;
     const int64_t invalid = utf8_error((const unsigned char *)text, s.header);
     if (invalid >= 0) return tensor_fail(error, LENGTH_BYTES + invalid, "header: not valid UTF-8");
+    json_memory_watch();
     out->json = cJSON_ParseWithLengthOpts(text, (size_t)s.header, &end, 0);
     int failed = 0;
-    if (!out->json) failed = tensor_fail(error, LENGTH_BYTES + (end ? end - text : 0), "header: not valid JSON");
+    if (json_memory_failed()) failed = tensor_fail(error, LENGTH_BYTES, "out of memory");
+    else if (!out->json) failed = tensor_fail(error, LENGTH_BYTES + (end ? end - text : 0), "header: not valid JSON");
     for (; !failed && end < text + s.header; end++)
         if (!memchr(" \n\r\t", *end, 4)) failed = tensor_fail(error, LENGTH_BYTES + (end - text), "header: something follows the JSON object");
     if (!failed) failed = read_tensors(&s, out);
@@ -251,11 +253,12 @@ int safetensors_write(cli_output *output, const tensor *tensors, int count, cons
     if (order) {
         for (int i = 0; i < count; i++) order[i] = &tensors[i];
         qsort(order, (size_t)count, sizeof *order, wider_first);
+        json_memory_watch();
         cJSON *root = header_json(order, count, notes);
         json = cJSON_PrintUnformatted(root);
         cJSON_Delete(root);
     }
-    if (!json) cli_error("out of memory");
+    if (!json || json_memory_failed()) cli_error("out of memory");
     else {
         failed = write_header(output, json);
         for (int i = 0; !failed && i < count; i++) failed = cli_output_write(output, order[i]->data, order[i]->bytes);

@@ -1,9 +1,9 @@
 /* show_info.c — attn info: version, build, instruction sets, kernels, threads and limits; --json for programs. */
 #include "attn/attn.h"
 #include "gpu.h"
+#include "json_memory.h"
 #include "options.h"
 #include "terminal.h"
-#include <cjson/cJSON.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -105,6 +105,7 @@ static void add_gpus(cJSON *root) {
 }
 
 static int print_json(void) {
+    json_memory_watch();
     cJSON *root = cJSON_CreateObject();
     cJSON_AddNumberToObject(root, "schema", SCHEMA);
     cJSON_AddStringToObject(root, "version", attn_version_string());
@@ -120,15 +121,7 @@ static int print_json(void) {
     cJSON *kernels = cJSON_AddArrayToObject(root, "kernels");
     attn_kernel_info k;
     for (int i = 0; next_kernel(i, &k); i++) add_kernel(kernels, &k);
-    char *text = cJSON_Print(root);
-    cJSON_Delete(root);
-    if (!text) {
-        cli_error("out of memory");
-        return CLI_FAILED;
-    }
-    puts(text);
-    cJSON_free(text);
-    return CLI_OK;
+    return json_memory_print(root) ? CLI_FAILED : CLI_OK;
 }
 
 static int run(const cli_arguments *a) {

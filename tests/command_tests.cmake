@@ -11,7 +11,7 @@ set_tests_properties(package PROPERTIES TIMEOUT 300)
 # Parts of the command, tested inside.
 set(cli ${PROJECT_SOURCE_DIR}/cli)
 if(ATTN_BUILD_CLI)
-    target_sources(test_formats PRIVATE ${cli}/npy.c ${cli}/safetensors.c ${cli}/tensor.c ${cli}/tensor_file.c
+    target_sources(test_formats PRIVATE ${cli}/npy.c ${cli}/safetensors.c ${cli}/json_memory.c ${cli}/tensor.c ${cli}/tensor_file.c
         ${cli}/output.c ${cli}/terminal.c)
     target_sources(test_options PRIVATE ${cli}/options.c ${cli}/problem_options.c ${cli}/terminal.c)
     foreach(test test_formats test_options)
@@ -22,6 +22,11 @@ if(ATTN_BUILD_CLI)
     if(Python3_FOUND)
         add_test(NAME cli COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/test_cli.py $<TARGET_FILE:attn_cli>)
         set_tests_properties(cli PROPERTIES TIMEOUT 300)
+        if(NOT ATTN_SANITIZE)   # sanitizers bring their own malloc
+            add_library(fail_malloc SHARED fail_malloc.c)
+            set_target_properties(fail_malloc PROPERTIES C_EXTENSIONS OFF)
+            set_tests_properties(cli PROPERTIES ENVIRONMENT "ATTN_FAIL_MALLOC=$<TARGET_FILE:fail_malloc>")
+        endif()
     endif()
 endif()
 

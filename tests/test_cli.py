@@ -508,6 +508,48 @@ class Outputs(Case):
         self.interrupted(signal.SIGKILL, [0.004 * n for n in range(1, 11)])
 
 
+@unittest.skipUnless(os.environ.get("ATTN_FAIL_MALLOC"), "needs ATTN_FAIL_MALLOC=libfail_malloc.so")
+class OutOfMemory(Case):
+    def every_allocation(self, words, output=None):
+        """The n-th allocation fails, for each n: an error and no output, or (where it can be done without) the same output."""
+        self.attn(*words)
+        right = pathlib.Path(output).read_bytes() if output else self.attn(*words).stdout.encode()
+        failures = 0
+        for n in range(1, 2000):
+            if output:
+                os.remove(output)
+            env = {**os.environ, "LD_PRELOAD": os.environ["ATTN_FAIL_MALLOC"], "FAIL_MALLOC_AT": str(n)}
+            result = subprocess.run([ATTN, *words], capture_output=True, env=env, timeout=60)
+            self.assertIn(result.returncode, (0, 1, 2), (n, result.stderr))
+            self.assertEqual(self.left_behind(), [])
+            if result.returncode:
+                failures += 1
+                self.assertIn(b"memory", result.stderr, n)
+                self.assertFalse(output and os.path.exists(output), n)
+                if output:
+                    pathlib.Path(output).write_bytes(b"")
+            else:
+                self.assertEqual(right, pathlib.Path(output).read_bytes() if output else result.stdout, n)
+                if n > failures + 40:
+                    break
+        self.assertGreater(failures, 3)
+
+    def test_run(self):
+        self.qkv()
+        self.attn("convert", "q.npy", "k.npy", "v.npy", "in.safetensors")
+        self.every_allocation(["run", "--in", "in.safetensors", "--out", "o.safetensors", "--quiet"], "o.safetensors")
+        self.every_allocation(["run", "--q", "q.npy", "--k", "k.npy", "--v", "v.npy", "--out", "o.npy"], "o.npy")
+
+    def test_convert(self):
+        self.qkv()
+        self.every_allocation(["convert", "q.npy", "k.npy", "c.safetensors", "--dtype", "bf16"], "c.safetensors")
+
+    def test_json(self):
+        self.qkv()
+        self.every_allocation(["inspect", "--json", "q.npy"])
+        self.every_allocation(["explain", "--sq", "1,2"])
+
+
 class Usage(Case):
     def test_wrong_use_is_2(self):
         cases = [([], "usage"), (["frobnicate"], "frobnicate"), (["run"], "no input"), (["run", "--causul"], "--causal"),
