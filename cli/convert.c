@@ -136,10 +136,16 @@ static int run(const cli_arguments *a) {
 }
 
 static const cli_option options[] = {
-    { .name = "dtype", .type = CLI_CHOICE, .argument = "TYPE", .choices = "f32 f16 bf16",
+    { .name = "dtype",
+      .type = CLI_CHOICE,
+      .argument = "TYPE",
+      .choices = "f32 f16 bf16",
       .summary = "Convert floating-point tensors; others stay as they are." },
     { .name = "bf16", .summary = "16-bit words (<u2 and V2 in npy files) are bf16." },
-    { .name = "name", .type = CLI_TEXT, .argument = "NAME", .summary = "Only this tensor of safetensors inputs." },
+    { .name = "name",
+      .type = CLI_TEXT,
+      .argument = "NAME",
+      .summary = "Only this tensor of safetensors inputs." },
     { .name = NULL },
 };
 static const cli_option *const tables[] = { options, NULL };

@@ -1,4 +1,5 @@
-/* doctor.c — attn doctor: what on this machine makes attention slow, wrong or impossible, each with a remedy. */
+/* doctor.c — attn doctor: what on this machine makes attention slow, wrong or impossible, each with a
+ * remedy. */
 #include "attn/attn.h"
 #include "gpu.h"
 #include "options.h"
@@ -135,7 +136,8 @@ static int in_path(const char *program) {
     if (strchr(program, '/')) return !access(program, X_OK);
     char *paths = strdup(getenv("PATH") ? getenv("PATH") : ""), *rest = NULL;
     int there = 0;
-    for (char *folder = paths ? strtok_r(paths, ":", &rest) : NULL; folder && !there; folder = strtok_r(NULL, ":", &rest)) {
+    for (char *folder = paths ? strtok_r(paths, ":", &rest) : NULL; folder && !there;
+         folder = strtok_r(NULL, ":", &rest)) {
         char candidate[4096];
         snprintf(candidate, sizeof candidate, "%s/%s", folder, program);
         there = !access(candidate, X_OK);
@@ -161,15 +163,17 @@ static void check_cuda(finding *f) {
     char why[256];
     const int built = strstr(attn_build_info(), "CUDA kernels") != NULL;
     if (check_gpu_read(0, &gpu, why, sizeof why)) {
-        found(f, built ? NOTE : GOOD, "no CUDA device: %s%s", why, built ? "" : "; this library has no CUDA kernels either");
+        found(f, built ? NOTE : GOOD, "no CUDA device: %s%s", why,
+              built ? "" : "; this library has no CUDA kernels either");
         if (built) remedy(f, "CUDA problems need an NVIDIA driver for CUDA 12 or later and a device");
         return;
     }
-    found(f, GOOD, "%d CUDA device%s, %s (sm_%d), driver for CUDA %d.%d", gpu.count, gpu.count == 1 ? "" : "s", gpu.name,
-          gpu.capability, gpu.driver / 1000, gpu.driver % 1000 / 10);
+    found(f, GOOD, "%d CUDA device%s, %s (sm_%d), driver for CUDA %d.%d", gpu.count,
+          gpu.count == 1 ? "" : "s", gpu.name, gpu.capability, gpu.driver / 1000, gpu.driver % 1000 / 10);
     if (built && gpu.capability >= 80) return;
     f->verdict = NOTE;
-    remedy(f, built ? "the CUDA kernels need sm_80 or later" : "it is unused: build with nvcc in PATH and -DATTN_CUDA=ON");
+    remedy(f, built ? "the CUDA kernels need sm_80 or later"
+                    : "it is unused: build with nvcc in PATH and -DATTN_CUDA=ON");
 }
 
 static void check_governor(finding *f) {
@@ -196,8 +200,9 @@ static void print(const finding *f) {
 }
 
 static int run(const cli_arguments *a) {
-    static void (*const checks[])(finding *) = { check_version, check_answer, check_denormals, check_isa, check_threads,
-                                                 check_compiler, check_cuda, check_governor };
+    static void (*const checks[])(finding *) = { check_version, check_answer,  check_denormals,
+                                                 check_isa,     check_threads, check_compiler,
+                                                 check_cuda,    check_governor };
     (void)a;
     int bad = 0;
     for (size_t i = 0; i < sizeof checks / sizeof *checks; i++) {
@@ -210,6 +215,8 @@ static int run(const cli_arguments *a) {
 }
 
 const cli_command cli_command_doctor = {
-    .name = "doctor", .summary = "Look for what makes attention slow, wrong or impossible here, with remedies.",
-    .run = run, .notes = "Exit code 1 if something is bad; notes don't count.",
+    .name = "doctor",
+    .summary = "Look for what makes attention slow, wrong or impossible here, with remedies.",
+    .run = run,
+    .notes = "Exit code 1 if something is bad; notes don't count.",
 };

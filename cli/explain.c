@@ -1,4 +1,5 @@
-/* explain.c — attn explain: which kernel computes a problem, and why the others don't; the planner's own answer. */
+/* explain.c — attn explain: which kernel computes a problem, and why the others don't; the planner's own
+ * answer. */
 #include "problem_options.h"
 #include "terminal.h"
 #include <stdlib.h>

@@ -50,8 +50,9 @@ static void print_command_help(FILE *to, const cli_command *c) {
             c->operands ? c->operands : "", c->summary);
     const cli_option *o;
     for (int i = 0; (o = cli_command_option(c, i)); i++) print_option(to, o);
-    if (c->sweeps) fputs("\nOptions that describe the problem take lists (--sq 512,1k,2k --causal=0,1): every "
-                         "combination is used.\n", to);
+    if (c->sweeps)
+        fputs("\nOptions that describe the problem take lists (--sq 512,1k,2k --causal=0,1): every "
+              "combination is used.\n", to);
     if (c->notes) fputc('\n', to);
     for (const char *line = c->notes; line && *line; line = next_line(line))
         if (*line == ' ') fprintf(to, "%.*s\n", (int)strcspn(line, "\n"), line);   /* an example */
@@ -63,11 +64,13 @@ void cli_print_help(FILE *to, const cli_command *command) {
         print_command_help(to, command);
         return;
     }
-    fprintf(to, "usage: attn COMMAND [options]\n\nExact attention, O = softmax(scale * Q K^T + bias, masked) V.\n\n");
+    fputs("usage: attn COMMAND [options]\n\n"
+          "Exact attention, O = softmax(scale * Q K^T + bias, masked) V.\n\n", to);
     for (const cli_command *const *c = cli_commands; *c; c++)
-        fprintf(to, "  %s%-12s%s %s\n", cli_style_code(to, CLI_BOLD), (*c)->name, cli_style_code(to, CLI_PLAIN),
-                (*c)->summary);
-    fputs("\n\"attn help COMMAND\" shows the options. Exit codes: 0 ok, 1 failure, 2 wrong use, 130 interrupted.\n", to);
+        fprintf(to, "  %s%-12s%s %s\n", cli_style_code(to, CLI_BOLD), (*c)->name,
+                cli_style_code(to, CLI_PLAIN), (*c)->summary);
+    fputs("\n\"attn help COMMAND\" shows the options.\n"
+          "Exit codes: 0 ok, 1 failure, 2 wrong use, 130 interrupted.\n", to);
 }
 
 /* ---- manual page ---- */
@@ -118,25 +121,29 @@ void cli_print_man(FILE *to) {
           ".It Ev ATTN_NUM_THREADS\nCPU threads to use by default.\n"
           ".It Ev ATTN_CPU_ISA\nThe best instruction set that kernels may use, as listed by \"attn info\".\n"
           ".It Ev NO_COLOR , CLICOLOR_FORCE\nNo colour; colour also when not on a terminal.\n.El\n"
-          ".Sh EXIT STATUS\n0 success; 1 failure; 2 wrong use; 130 interrupted (SIGINT), 143 terminated (SIGTERM).\n",
+          ".Sh EXIT STATUS\n0 success; 1 failure; 2 wrong use; 130 interrupted (SIGINT), 143 terminated "
+          "(SIGTERM).\n",
           to);
 }
 
 /* ---- completion ---- */
 
 static void print_bash(FILE *to) {
-    fputs("# bash completion for attn\n_attn() {\n    local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD-1]}\n"
+    fputs("# bash completion for attn\n_attn() {\n"
+          "    local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD-1]}\n"
           "    if [ \"$COMP_CWORD\" -eq 1 ]; then\n        COMPREPLY=($(compgen -W \"", to);
-    for (const cli_command *const *c = cli_commands; *c; c++) fprintf(to, "%s%s", c == cli_commands ? "" : " ", (*c)->name);
+    for (const cli_command *const *c = cli_commands; *c; c++)
+        fprintf(to, "%s%s", c == cli_commands ? "" : " ", (*c)->name);
     fputs("\" -- \"$word\"))\n        return\n    fi\n    case \"${COMP_WORDS[1]} $before\" in\n", to);
     for (const cli_command *const *c = cli_commands; *c; c++) {
         const cli_option *o;
         for (int i = 0; (o = cli_command_option(*c, i)); i++) {
             if (o->type == CLI_CHOICE)
-                fprintf(to, "    \"%s --%s\") COMPREPLY=($(compgen -W \"%s\" -- \"$word\")); return;;\n", (*c)->name,
-                        o->name, o->choices);
+                fprintf(to, "    \"%s --%s\") COMPREPLY=($(compgen -W \"%s\" -- \"$word\")); return;;\n",
+                        (*c)->name, o->name, o->choices);
             if (o->type == CLI_FILE)
-                fprintf(to, "    \"%s --%s\") COMPREPLY=($(compgen -f -- \"$word\")); return;;\n", (*c)->name, o->name);
+                fprintf(to, "    \"%s --%s\") COMPREPLY=($(compgen -f -- \"$word\")); return;;\n", (*c)->name,
+                        o->name);
         }
     }
     fputs("    esac\n    case \"${COMP_WORDS[1]}\" in\n", to);
@@ -165,8 +172,8 @@ static void print_zsh(FILE *to) {
         print_zsh_text(to, (*c)->summary);
         fputs("'\n", to);
     }
-    fputs("  )\n  if (( CURRENT == 2 )); then _describe command commands; return; fi\n  local command=$words[2]\n"
-          "  shift words; (( CURRENT-- ))\n  case $command in\n", to);
+    fputs("  )\n  if (( CURRENT == 2 )); then _describe command commands; return; fi\n"
+          "  local command=$words[2]\n  shift words; (( CURRENT-- ))\n  case $command in\n", to);
     for (const cli_command *const *c = cli_commands; *c; c++) {
         const cli_option *o;
         fprintf(to, "  %s) _arguments", (*c)->name);
@@ -175,7 +182,8 @@ static void print_zsh(FILE *to) {
             print_zsh_text(to, o->summary);
             fputs("]", to);
             if (o->type == CLI_CHOICE) fprintf(to, ":%s:(%s)", o->argument, o->choices);
-            else if (o->type != CLI_FLAG) fprintf(to, ":%s:%s", o->argument, o->type == CLI_FILE ? "_files" : "");
+            else if (o->type != CLI_FLAG)
+                fprintf(to, ":%s:%s", o->argument, o->type == CLI_FILE ? "_files" : "");
             fputs("'", to);
         }
         fprintf(to, "%s;;\n", (*c)->operands ? " \\\n    '*:file:_files'" : "");

@@ -12,8 +12,8 @@ static int refuse(const cli_input *in, int role, const char *what) {
     return CLI_FAILED;
 }
 
-/* Dimensions from the last to the first: dim, then heads and seq in the file's order, then batch. Missing ones are 1,
- * a two-dimensional tensor is one head. */
+/* Dimensions from the last to the first: dim, then heads and seq in the file's order, then batch. Missing
+ * ones are 1, a two-dimensional tensor is one head. */
 static int read_extents(const cli_input *in, int role, extents *out) {
     const tensor *t = in->parts[role];
     if (t->dims < 2 || t->dims > 4) return refuse(in, role, "2, 3 or 4 dimensions are expected");
@@ -27,7 +27,8 @@ static int read_extents(const cli_input *in, int role, extents *out) {
 }
 
 static attn_stride strides(const cli_input *in, extents e) {
-    if (in->bhsd) return (attn_stride){ .batch = e.heads * e.seq * e.dim, .seq = e.dim, .head = e.seq * e.dim };
+    if (in->bhsd)
+        return (attn_stride){ .batch = e.heads * e.seq * e.dim, .seq = e.dim, .head = e.seq * e.dim };
     return (attn_stride){ .batch = e.seq * e.heads * e.dim, .seq = e.heads * e.dim, .head = e.dim };
 }
 
@@ -87,12 +88,15 @@ static int set_q(cli_input *in) {
 static int set_pages(cli_input *in, extents e) {
     attn_problem *p = &in->problem;
     const tensor *table = in->parts[INPUT_TABLE];
-    if (table->dims != 2 || table->shape[0] != p->batch) return refuse(in, INPUT_TABLE, "[batch, columns] is expected");
-    if (in->parts[INPUT_K]->dims < 3) return refuse(in, INPUT_K, "paged K is [pages, page_size, kv_heads, dim]");
+    if (table->dims != 2 || table->shape[0] != p->batch)
+        return refuse(in, INPUT_TABLE, "[batch, columns] is expected");
+    if (in->parts[INPUT_K]->dims < 3)
+        return refuse(in, INPUT_K, "paged K is [pages, page_size, kv_heads, dim]");
     if (in->parts[INPUT_K]->dims == 3) e = (extents){ .batch = in->parts[INPUT_K]->shape[0],
         .seq = in->parts[INPUT_K]->shape[1], .heads = 1, .dim = e.dim };
     if (!e.seq) return refuse(in, INPUT_K, "a page must hold at least one key");
-    if (table->shape[1] > ((int64_t)1 << 40) / e.seq) return refuse(in, INPUT_TABLE, "too many keys per sequence");
+    if (table->shape[1] > ((int64_t)1 << 40) / e.seq)
+        return refuse(in, INPUT_TABLE, "too many keys per sequence");
     p->page_size = e.seq;
     p->pages = e.batch;
     p->kv_heads = e.heads;
@@ -106,7 +110,8 @@ static int set_packed(cli_input *in, extents e) {
     attn_problem *p = &in->problem;
     const tensor *cu = in->parts[INPUT_CU_KV];
     if (e.batch != 1) return refuse(in, INPUT_K, "packed K (cu_seqlens_kv) has no batch dimension");
-    if (cu->dims != 1 || cu->shape[0] != p->batch + 1) return refuse(in, INPUT_CU_KV, "[batch + 1] is expected, as for Q");
+    if (cu->dims != 1 || cu->shape[0] != p->batch + 1)
+        return refuse(in, INPUT_CU_KV, "[batch + 1] is expected, as for Q");
     p->packed_kv = 1;
     p->kv_total = e.seq;
     p->kv_len = longest(in->tensors.cu_seqlens_kv, p->batch);
@@ -146,7 +151,8 @@ static int set_v(cli_input *in, int64_t dv) {
             p->v_dim = dv;
             return CLI_OK;
         }
-        cli_error("no tensor \"%sv\": give --v FILE, or --dv N where V is the first N columns of K", in->prefix);
+        cli_error("no tensor \"%sv\": give --v FILE, or --dv N where V is the first N columns of K",
+                  in->prefix);
         return CLI_USAGE;
     }
     if (v->dims != k->dims || memcmp(v->shape, k->shape, (size_t)(k->dims - 1) * sizeof *k->shape))
@@ -154,7 +160,8 @@ static int set_v(cli_input *in, int64_t dv) {
     extents e;
     if (read_extents(in, INPUT_V, &e)) return CLI_FAILED;
     if (dv && dv != e.dim) return refuse(in, INPUT_V, "the last dimension is not --dv");
-    if (p->page_size && v->dims == 3) e = (extents){ .batch = e.batch, .seq = p->page_size, .heads = 1, .dim = e.dim };
+    if (p->page_size && v->dims == 3)
+        e = (extents){ .batch = e.batch, .seq = p->page_size, .heads = 1, .dim = e.dim };
     p->v_dim = e.dim;
     p->v_stride = strides(in, e);
     return CLI_OK;
@@ -166,17 +173,19 @@ static int set_v(cli_input *in, int64_t dv) {
 static int set_scores(cli_input *in, int role, attn_score_stride *out) {
     const attn_problem *p = &in->problem;
     const tensor *t = in->parts[role];
-    if (t->dims < 2 || t->dims > 4) return refuse(in, role, "2, 3 or 4 dimensions are expected: [batch, heads, q, kv]");
+    if (t->dims < 2 || t->dims > 4)
+        return refuse(in, role, "2, 3 or 4 dimensions are expected: [batch, heads, q, kv]");
     const int64_t wanted[4] = { p->batch, p->q_heads, p->q_len, p->kv_len };
     int64_t stride[4] = { 0 }, step = 1, scores = 1;
     for (int i = 3; i >= 0; i--) {
         const int at = i - (4 - t->dims);
         const int64_t n = at >= 0 ? t->shape[at] : 1;
-        const int ragged = i >= 2 && (p->packed_q || p->packed_kv || p->page_size);   /* the maxima may be smaller */
+        const int ragged =
+            i >= 2 && (p->packed_q || p->packed_kv || p->page_size); /* the maxima may be smaller */
         if (n != 1 && n != wanted[i] && !(ragged && n > wanted[i])) {
             char what[128];
-            snprintf(what, sizeof what, "[%lld, %lld, %lld, %lld] or 1 for each is expected", (long long)wanted[0],
-                     (long long)wanted[1], (long long)wanted[2], (long long)wanted[3]);
+            snprintf(what, sizeof what, "[%lld, %lld, %lld, %lld] or 1 for each is expected",
+                     (long long)wanted[0], (long long)wanted[1], (long long)wanted[2], (long long)wanted[3]);
             return refuse(in, role, what);
         }
         if (n > 1) stride[i] = step;

@@ -29,8 +29,10 @@ static const struct { const char *names[ALIASES]; wanted type; } roles[INPUT_ROL
     { { "block_table" }, WANT_I32 },
 };
 
-const char *const cli_input_names[INPUT_ROLES] = { "q", "k", "v", "bias", "mask", "alibi_slopes", "sinks",
-    "cu_seqlens_q", "cu_seqlens_kv", "seqused_q", "seqused_kv", "leftpad_kv", "kv_batch_index", "block_table" };
+const char *const cli_input_names[INPUT_ROLES] = {
+    "q", "k", "v", "bias", "mask", "alibi_slopes", "sinks", "cu_seqlens_q", "cu_seqlens_kv", "seqused_q",
+    "seqused_kv", "leftpad_kv", "kv_batch_index", "block_table"
+};
 
 /* Options that name one file each, in the order of the roles. */
 static const char *const file_options[INPUT_ROLES] = { "q", "k", "v", "bias-file", "mask-file", "alibi-file",
@@ -40,7 +42,9 @@ static const char *const file_options[INPUT_ROLES] = { "q", "k", "v", "bias-file
 #define FILE_OPTION(option, text) { .name = option, .type = CLI_FILE, .argument = "FILE", .summary = text }
 const cli_option cli_input_options[] = {
     FILE_OPTION("in", "A safetensors file with tensors q, k, v and what else the problem needs."),
-    { .name = "prefix", .type = CLI_TEXT, .argument = "P",
+    { .name = "prefix",
+      .type = CLI_TEXT,
+      .argument = "P",
       .summary = "Only the case whose tensors are called Pq, Pk, Pv, as \"layer0.\" (all cases)." },
     FILE_OPTION("q", "Q: [batch, seq, heads, dim], or 3 dimensions for a batch of one or packed sequences."),
     FILE_OPTION("k", "K."),
@@ -55,7 +59,8 @@ const cli_option cli_input_options[] = {
     FILE_OPTION("seqused-kv-file", "Keys in use of each sequence, [batch]."),
     FILE_OPTION("leftpad-file", "Padding before the first key of each sequence, [batch]."),
     FILE_OPTION("kv-batch-index", "Row of K and V that each sequence reads, [batch]."),
-    FILE_OPTION("block-table", "K and V are paged: [pages, page_size, kv_heads, dim]; pages of each sequence."),
+    FILE_OPTION("block-table",
+                "K and V are paged: [pages, page_size, kv_heads, dim]; pages of each sequence."),
     { .name = NULL },
 };
 
@@ -155,8 +160,8 @@ static int find_part(const tensor **out, const cli_input_files *f, const char *p
         if (f->parts[role]->count == 1) *out = f->parts[role]->tensors;
         else *out = tensor_file_find(f->parts[role], roles[role].names[0]);
         if (*out) return CLI_OK;
-        cli_error("--%s %s: holds %d tensors, none is called \"%s\"", file_options[role], f->parts[role]->path,
-                  f->parts[role]->count, roles[role].names[0]);
+        cli_error("--%s %s: holds %d tensors, none is called \"%s\"", file_options[role],
+                  f->parts[role]->path, f->parts[role]->count, roles[role].names[0]);
         return CLI_FAILED;
     }
     for (int k = 0; f->in && k < ALIASES && roles[role].names[k]; k++) {
@@ -226,15 +231,17 @@ static int use(const void **pointer, cli_input *in, int role, int direct, int to
     return *pointer ? CLI_OK : CLI_FAILED;
 }
 
-static const char *const float_remedy = "must be F32, F16 or BF16; --dtype f32|f16|bf16 converts, and says that 16-bit "
-                                        "words (<u2, V2) are bf16";
+static const char *const float_remedy =
+    "must be F32, F16 or BF16; --dtype f32|f16|bf16 converts, and says that 16-bit "
+    "words (<u2, V2) are bf16";
 
 /* Q, K, V and the bias: one of the three types. `dtype` 0: as stored. */
 static int use_floats(const void **pointer, cli_input *in, int role, attn_dtype dtype, attn_dtype *used) {
     const tensor *t = in->parts[role];
     attn_dtype stored = tensor_attn_dtype(t->type);
     if (t->type == TENSOR_U16 && dtype == ATTN_BF16) stored = ATTN_BF16;
-    if (!stored && (!dtype || t->type != TENSOR_F64)) return type_error(roles[role].names[0], t, float_remedy);
+    if (!stored && (!dtype || t->type != TENSOR_F64))
+        return type_error(roles[role].names[0], t, float_remedy);
     *used = dtype ? dtype : stored;
     return use(pointer, in, role, stored == *used, 0, *used);
 }
@@ -262,8 +269,11 @@ static int use_part(cli_input *in, int role, attn_dtype dtype) {
             code = type_error(name, t, "q, k and v must have one type; --dtype converts");
         break;
     case WANT_BIAS:
-        code = use_floats(&pointer, in, role, t->type == TENSOR_F64 ? ATTN_F32 : t->type == TENSOR_U16 ? dtype :
-                          ATTN_DTYPE_DEFAULT, &in->problem.bias_dtype);
+        code = use_floats(&pointer, in, role,
+                          t->type == TENSOR_F64   ? ATTN_F32
+                          : t->type == TENSOR_U16 ? dtype
+                                                  : ATTN_DTYPE_DEFAULT,
+                          &in->problem.bias_dtype);
         break;
     case WANT_BYTES:
         if (t->type != TENSOR_BOOL && t->type != TENSOR_U8) return type_error(name, t, "must be BOOL or U8");
@@ -302,8 +312,8 @@ static int fill(cli_input *in, const cli_input_files *f, const cli_arguments *a)
         if (find_part(&in->parts[r], f, in->prefix, r)) return CLI_FAILED;
     for (int r = INPUT_Q; r <= INPUT_K; r++)
         if (!in->parts[r]) {
-            cli_error("no tensor \"%s%s\"%s%s: give --%s FILE, or --in FILE with it", in->prefix, roles[r].names[0],
-                      f->in ? " in " : "", f->in ? f->in->path : "", roles[r].names[0]);
+            cli_error("no tensor \"%s%s\"%s%s: give --%s FILE, or --in FILE with it", in->prefix,
+                      roles[r].names[0], f->in ? " in " : "", f->in ? f->in->path : "", roles[r].names[0]);
             return CLI_USAGE;
         }
     const attn_dtype dtype = (attn_dtype)(cli_choice(a, "dtype", -1) + 1);

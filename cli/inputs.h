@@ -1,13 +1,13 @@
-/* inputs.h — real input: tensors from files become an attn_problem and its attn_tensors. A safetensors file may hold
- * several cases, told apart by a prefix of the names ("layer0.q", "layer0.k", ...). */
+/* inputs.h — real input: tensors from files become an attn_problem and its attn_tensors. A safetensors file
+ * may hold several cases, told apart by a prefix of the names ("layer0.q", "layer0.k", ...). */
 #ifndef CLI_INPUTS_H
 #define CLI_INPUTS_H
 #include "attn/attn.h"
 #include "options.h"
 #include "tensor.h"
 
-/* --in FILE --prefix P --q FILE --k FILE ...; needs cli_mask_options, cli_engine_options (--layout, --backend) and
- * --dtype, --dv in the same command. */
+/* --in FILE --prefix P --q FILE --k FILE ...; needs cli_mask_options, cli_engine_options (--layout,
+ * --backend) and --dtype, --dv in the same command. */
 extern const cli_option cli_input_options[];
 
 enum { INPUT_ROLES = 14 };
@@ -28,7 +28,8 @@ typedef struct cli_input {          /* one case */
 
 /* True if the command line names any input. */
 int cli_inputs_given(const cli_arguments *a);
-/* Open the files and find the cases. Says what is wrong on stderr. @return CLI_OK, CLI_FAILED (file), CLI_USAGE. */
+/* Open the files and find the cases. Says what is wrong on stderr. @return CLI_OK, CLI_FAILED (file),
+ * CLI_USAGE. */
 int  cli_inputs_open(cli_input_files **out, const cli_arguments *a);
 void cli_inputs_close(cli_input_files *files);          /* NULL is allowed; cases must be freed before */
 int  cli_inputs_count(const cli_input_files *files);
@@ -38,7 +39,7 @@ void cli_input_free(cli_input *input);
 /* The field of `tensors` that a role fills. */
 const void **cli_input_pointer(attn_tensors *tensors, int role);
 
-/* input_shapes.c: sizes, strides and batch kind from the shapes of the parts. `dv` is 0 unless V lies in K. */
+/* input_shapes.c: sizes, strides and batch kind from the parts' shapes. `dv` is 0 unless V lies in K. */
 int cli_input_shapes(cli_input *input, int64_t dv);
 /* Shape that O and LSE have in files. */
 void cli_input_o_shape(const cli_input *input, tensor *out);

@@ -33,8 +33,8 @@ static void print_tensor(const tensor *t, int with_values) {
     const int pad = 24 - (int)strlen(*t->name ? t->name : "(array)");
     fputs("  ", stdout);
     cli_print_clean(stdout, *t->name ? t->name : "(array)");
-    printf("%*s %-5s %-20s bytes %lld .. %lld", pad > 0 ? pad : 0, "",
-           tensor_types[t->type].name, shape, (long long)t->offset, (long long)t->offset + (long long)t->bytes);
+    printf("%*s %-5s %-20s bytes %lld .. %lld", pad > 0 ? pad : 0, "", tensor_types[t->type].name, shape,
+           (long long)t->offset, (long long)t->offset + (long long)t->bytes);
     if (with_values && t->count) {
         const statistics s = measure(t);
         if (is_finite_range(&s)) printf("  min %.6g max %.6g", s.low, s.high);
@@ -45,7 +45,9 @@ static void print_tensor(const tensor *t, int with_values) {
     putchar('\n');
 }
 
-static const char *format_name(const tensor_file *f) { return f->format == FORMAT_NPY ? "npy" : "safetensors"; }
+static const char *format_name(const tensor_file *f) {
+    return f->format == FORMAT_NPY ? "npy" : "safetensors";
+}
 
 static void print_file(const tensor_file *f, int with_values) {
     printf("%s%s%s: %s, %zu bytes, %d tensor%s\n", cli_style_code(stdout, CLI_BOLD), f->path,
@@ -126,7 +128,8 @@ static int run(const cli_arguments *a) {
 }
 
 static const cli_option options[] = {
-    { .name = "header", .summary = "Only the header: don't read the data for minimum, maximum and NaN count." },
+    { .name = "header",
+      .summary = "Only the header: don't read the data for minimum, maximum and NaN count." },
     { .name = "json", .summary = "Print JSON (schema 1)." },
     { .name = NULL },
 };

@@ -1,4 +1,5 @@
-/* main.c — attn: find the command, parse its options, run it; exit codes 0 ok, 1 failure, 2 usage, 130 interrupted. */
+/* main.c — attn: find the command, parse its options, run it; exit codes 0 ok, 1 failure, 2 usage, 130
+ * interrupted. */
 #include "attn/attn.h"
 #include "options.h"
 #include "output.h"

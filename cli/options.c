@@ -1,4 +1,5 @@
-/* options.c — parse a command line by its option tables; every value is checked here, so that commands only read. */
+/* options.c — parse a command line by its option tables; every value is checked here, so that commands only
+ * read. */
 #include "options.h"
 #include "terminal.h"
 #include <errno.h>

@@ -51,8 +51,8 @@ const cli_option *cli_command_option(const cli_command *command, int i);
 int  cli_parse(cli_arguments **out, const cli_command *command, int count, char **words);
 void cli_arguments_free(cli_arguments *arguments);
 
-/* Values. A list counts items; `i` selects one. Everything was validated by cli_parse. A name that the command doesn't
- * declare counts as absent. */
+/* Values. A list counts items; `i` selects one. Everything was validated by cli_parse. A name that the
+ * command doesn't declare counts as absent. */
 int         cli_given(const cli_arguments *a, const char *name);     /* items given; 0 = absent */
 int         cli_flag(const cli_arguments *a, const char *name);      /* 1 if on */
 int         cli_flag_item(const cli_arguments *a, const char *name, int i);

@@ -1,4 +1,4 @@
-/* problem_options.c — options to problems: one row per option says which field it sets; lists multiply out. */
+/* problem_options.c — options to problems: a row per option says which field it sets; lists multiply out. */
 #include "problem_options.h"
 #include "terminal.h"
 #include <stdlib.h>
@@ -7,7 +7,8 @@
 #define DTYPES "f32 f16 bf16"
 static const int64_t longest = (int64_t)1 << 40;
 #define SIZE(option, placeholder, text) \
-    { .name = option, .type = CLI_INTEGER, .argument = placeholder, .summary = text, .high = (int64_t)1 << 40, .list = 1 }
+    { .name = option, .type = CLI_INTEGER, .argument = placeholder, .summary = text, .list = 1, \
+      .high = (int64_t)1 << 40 }
 #define FLAG(option, text) { .name = option, .type = CLI_FLAG, .summary = text, .list = 1 }
 
 const cli_option cli_shape_options[] = {
@@ -73,7 +74,9 @@ const cli_option cli_engine_options[] = {
 
 /* ---- one option, one field ---- */
 
-typedef enum field_kind { FIELD_SIZE, FIELD_FLAG, FIELD_DTYPE, FIELD_REAL, FIELD_WINDOW, FIELD_ALIBI } field_kind;
+typedef enum field_kind {
+    FIELD_SIZE, FIELD_FLAG, FIELD_DTYPE, FIELD_REAL, FIELD_WINDOW, FIELD_ALIBI
+} field_kind;
 typedef struct field_row { const char *name; field_kind kind; size_t offset; } field_row;
 
 /* Lists multiply out in this order: the last row changes fastest. */
@@ -130,7 +133,8 @@ static void set_field(attn_problem *p, const field_row *f, const cli_arguments *
 void cli_problem_masks(const cli_arguments *a, attn_problem *problem) {
     for (const cli_option *o = cli_mask_options; o->name; o++)
         for (int i = 0; i < FIELDS; i++)
-            if (!strcmp(o->name, fields[i].name) && cli_given(a, o->name)) set_field(problem, &fields[i], a, 0);
+            if (!strcmp(o->name, fields[i].name) && cli_given(a, o->name))
+                set_field(problem, &fields[i], a, 0);
     if (cli_choice(a, "backend", 0) == 1) problem->device = ATTN_CUDA;
 }
 
@@ -138,7 +142,8 @@ void cli_problem_masks(const cli_arguments *a, attn_problem *problem) {
 
 static int64_t pages_for(int64_t keys, int64_t page_size) { return (keys + page_size - 1) / page_size; }
 
-/* Products stay far below 2^63 only for sane sizes; for others the API's own check has to speak, so cap them. */
+/* Products stay far below 2^63 only for sane sizes; for others the API's own check has to speak, so cap
+ * them. */
 static int64_t product(int64_t a, int64_t b) { return b && a > longest / b ? longest : a * b; }
 
 static void derive(attn_problem *p, const cli_arguments *a) {
@@ -155,7 +160,8 @@ static void derive(attn_problem *p, const cli_arguments *a) {
 }
 
 static attn_stride heads_first(int64_t rows, int64_t heads, int64_t dim) {
-    return (attn_stride){ .batch = product(product(heads, rows), dim), .seq = dim, .head = product(rows, dim) };
+    const int64_t head = product(rows, dim);
+    return (attn_stride){ .batch = product(heads, head), .seq = dim, .head = head };
 }
 
 void cli_problem_layout_bhsd(attn_problem *p) {
@@ -257,7 +263,7 @@ static void append_field(text_buffer *t, const attn_problem *p, const field_row 
 int cli_problem_text(const attn_problem *problem, char *text, size_t size) {
     text_buffer t = { text, size, 0 };
     if (size) text[0] = 0;
-    static const char *const first[] = { "b", "hq", "hkv", "sq", "sk", "d", "dv", "dtype" };   /* as one reads it */
+    static const char *const first[] = { "b", "hq", "hkv", "sq", "sk", "d", "dv", "dtype" };
     enum { FIRST = sizeof first / sizeof *first };
     for (int k = 0; k < FIRST; k++)
         for (int i = 0; i < FIELDS; i++)

@@ -1,4 +1,5 @@
-/* run_files.c — attn run: tensors from files in, O and LSE to files out. Nothing is written before all is computed. */
+/* run_files.c — attn run: tensors from files in, O and LSE to files out. Nothing is written before all is
+ * computed. */
 #include "gpu.h"
 #include "inputs.h"
 #include "npy.h"
@@ -53,7 +54,8 @@ static void *device_block(device_blocks *d, int i, size_t bytes) {
 }
 
 /* Everything to the device, run, O and LSE back. */
-static int run_on_device(const attn_plan *plan, const cli_input *in, check_gpu *gpu, device_blocks *d, result *r) {
+static int run_on_device(const attn_plan *plan, const cli_input *in, check_gpu *gpu, device_blocks *d,
+                         result *r) {
     attn_tensors t = in->tensors;
     char why[256] = "copying to or from the device failed";
     for (int role = 0; role < INPUT_ROLES; role++) {
@@ -72,7 +74,8 @@ static int run_on_device(const attn_plan *plan, const cli_input *in, check_gpu *
         goto failed;
     const attn_status status = attn_run(plan, &t, d->block[DEVICE_WORKSPACE], check_gpu_stream(gpu));
     if (status) return api_failure(status);
-    if (check_gpu_wait(gpu, why, sizeof why) || d->memory.download(d->memory.context, r->o_data, t.o, r->o.bytes) ||
+    if (check_gpu_wait(gpu, why, sizeof why) ||
+        d->memory.download(d->memory.context, r->o_data, t.o, r->o.bytes) ||
         d->memory.download(d->memory.context, r->lse_data, t.lse, r->lse.bytes))
         goto failed;
     return CLI_OK;
@@ -123,9 +126,9 @@ static int prepare_result(const cli_input *in, const attn_problem *resolved, res
 static void print_plan(const cli_input *in, const attn_plan *plan) {
     char text[1024];
     cli_problem_text(&in->problem, text, sizeof text);
-    printf("%s%s%s\n  kernel %s, %zu bytes of workspace, at most %d thread%s\n", in->prefix, *in->prefix ? " " : "",
-           text, attn_plan_kernel(plan), attn_plan_workspace(plan), attn_plan_threads(plan),
-           attn_plan_threads(plan) == 1 ? "" : "s");
+    printf("%s%s%s\n  kernel %s, %zu bytes of workspace, at most %d thread%s\n", in->prefix,
+           *in->prefix ? " " : "", text, attn_plan_kernel(plan), attn_plan_workspace(plan),
+           attn_plan_threads(plan), attn_plan_threads(plan) == 1 ? "" : "s");
 }
 
 static void print_result(const cli_input *in, const attn_plan *plan, const result *r, double seconds) {
@@ -136,8 +139,9 @@ static void print_result(const cli_input *in, const attn_plan *plan, const resul
     for (int64_t i = 0; i < r->o.count; i++) bad += !isfinite(tensor_element(&r->o, i));
     printf("%so %s %s, lse %s F32: %s, %.3g ms", in->prefix, o, tensor_types[r->o.type].name, lse,
            attn_plan_kernel(plan), 1e3 * seconds);
-    if (bad) printf(", %s%lld elements of O are not finite%s", cli_style_code(stdout, CLI_YELLOW), (long long)bad,
-                    cli_style_code(stdout, CLI_PLAIN));
+    if (bad)
+        printf(", %s%lld elements of O are not finite%s", cli_style_code(stdout, CLI_YELLOW), (long long)bad,
+               cli_style_code(stdout, CLI_PLAIN));
     putchar('\n');
 }
 
@@ -159,7 +163,8 @@ static int run_case(const cli_arguments *a, const cli_input *in, result *r) {
     else {
         code = prepare_result(in, attn_plan_problem(plan), r);
         const double start = now();
-        if (!code && in->problem.device == ATTN_CUDA) code = run_on_new_device(plan, in, options.cuda_device, r);
+        if (!code && in->problem.device == ATTN_CUDA)
+            code = run_on_new_device(plan, in, options.cuda_device, r);
         else if (!code) code = run_on_cpu(plan, in, r);
         if (!code) print_result(in, plan, r, now() - start);
     }
@@ -195,8 +200,8 @@ static int write_one(cli_output *output, const char *path, const result *results
     return npy_write(output, with_o ? &results->o : &results->lse);
 }
 
-/* --out and --lse, or NULL. Both open before anything is computed, both are written before one becomes visible: an
- * unwritable place shows at once and a full disk leaves neither. */
+/* --out and --lse, or NULL. Both open before anything is computed, both are written before one becomes
+ * visible: an unwritable place shows at once and a full disk leaves neither. */
 typedef struct outputs { const char *path[2]; cli_output *file[2]; } outputs;
 
 static int open_outputs(outputs *out, const cli_arguments *a) {
@@ -292,7 +297,8 @@ static const cli_option options[] = {
     { .name = "dry-run", .summary = "Print problem, kernel and workspace; compute and write nothing." },
     { .name = NULL },
 };
-static const cli_option *const tables[] = { cli_input_options, options, cli_mask_options, cli_engine_options, NULL };
+static const cli_option *const tables[] = { cli_input_options, options, cli_mask_options, cli_engine_options,
+                                            NULL };
 
 const cli_command cli_command_run = {
     .name = "run", .summary = "Compute attention on tensors from .npy or .safetensors files.",

@@ -1,5 +1,6 @@
-/* safetensors.c — read and write safetensors: 8 bytes of header length, a JSON object, the raw arrays without gaps.
- * cJSON parses; what it lets through (duplicate keys, numbers that are no integers, bad UTF-8) is refused here. */
+/* safetensors.c — read and write safetensors: 8 bytes of header length, a JSON object, the raw arrays
+ * without gaps. cJSON parses; what it lets through (duplicate keys, numbers that are no integers, bad
+ * UTF-8) is refused here. */
 #include "safetensors.h"
 #include "json_memory.h"
 #include "terminal.h"
@@ -8,19 +9,28 @@
 
 enum { LENGTH_BYTES = 8, MOST_HEADER = 100 * 1000 * 1000 };   /* the reference implementation's limit */
 
-typedef struct source { const unsigned char *bytes; size_t size; int64_t header; tensor_error *error; } source;
+typedef struct source {
+    const unsigned char *bytes;
+    size_t size;
+    int64_t header;
+    tensor_error *error;
+} source;
 
 /* ---- text ---- */
 
 static int64_t utf8_error(const unsigned char *s, int64_t n) {
     for (int64_t i = 0; i < n;) {
         const unsigned char c = s[i];
-        const int more = c < 0x80 ? 0 : c >= 0xc2 && c < 0xe0 ? 1 : c >= 0xe0 && c < 0xf0 ? 2 : c >= 0xf0 && c < 0xf5 ? 3 : -1;
+        const int more = c < 0x80                ? 0
+                         : c >= 0xc2 && c < 0xe0 ? 1
+                         : c >= 0xe0 && c < 0xf0 ? 2
+                         : c >= 0xf0 && c < 0xf5 ? 3
+                                                 : -1;
         if (more < 0 || i + more >= n) return i;
         for (int k = 1; k <= more; k++)
             if ((s[i + k] & 0xc0) != 0x80) return i;
-        if ((c == 0xe0 && s[i + 1] < 0xa0) || (c == 0xed && s[i + 1] > 0x9f) || (c == 0xf0 && s[i + 1] < 0x90) ||
-            (c == 0xf4 && s[i + 1] > 0x8f))
+        if ((c == 0xe0 && s[i + 1] < 0xa0) || (c == 0xed && s[i + 1] > 0x9f) ||
+            (c == 0xf0 && s[i + 1] < 0x90) || (c == 0xf4 && s[i + 1] > 0x8f))
             return i;   /* overlong, surrogate, past U+10FFFF */
         i += more + 1;
     }
@@ -44,7 +54,8 @@ static int wrong(const source *s, const char *name, const char *what) {
 
 /* cJSON keeps numbers as doubles: only integers below 2^53 are exact. */
 static int exact_integer(const cJSON *item, int64_t *out) {
-    if (!cJSON_IsNumber(item) || !(item->valuedouble >= 0) || !(item->valuedouble < 9007199254740992.0)) return 0;
+    if (!cJSON_IsNumber(item) || !(item->valuedouble >= 0) || !(item->valuedouble < 9007199254740992.0))
+        return 0;
     *out = (int64_t)item->valuedouble;
     return (double)*out >= item->valuedouble && (double)*out <= item->valuedouble;
 }
@@ -75,8 +86,8 @@ static int read_type(const source *s, const cJSON *item, const char *type, tenso
             t->type = (tensor_type)i;
             return 0;
         }
-    return tensor_fail(s->error, byte_of_name(s, item->string), "tensor \"%.100s\": dtype \"%.20s\" is not known here",
-                       item->string, type);
+    return tensor_fail(s->error, byte_of_name(s, item->string),
+                       "tensor \"%.100s\": dtype \"%.20s\" is not known here", item->string, type);
 }
 
 static int read_tensor(const source *s, const cJSON *item, tensor *t) {
@@ -86,7 +97,8 @@ static int read_tensor(const source *s, const cJSON *item, tensor *t) {
     t->name = item->string;
     for (const cJSON *d = e.shape->child; d; d = d->next) {
         if (t->dims == TENSOR_MAX_DIMS) return wrong(s, t->name, "shape: more than 8 dimensions");
-        if (!exact_integer(d, &t->shape[t->dims])) return wrong(s, t->name, "shape: must be integers 0 .. 2^53 - 1");
+        if (!exact_integer(d, &t->shape[t->dims]))
+            return wrong(s, t->name, "shape: must be integers 0 .. 2^53 - 1");
         t->dims++;
     }
     const cJSON *first = e.offsets->child, *second = first ? first->next : NULL;
@@ -95,14 +107,14 @@ static int read_tensor(const source *s, const cJSON *item, tensor *t) {
     const int64_t data = LENGTH_BYTES + s->header, available = (int64_t)s->size - data;
     if (begin > end || end > available)
         return tensor_fail(s->error, byte_of_name(s, t->name),
-                           "tensor \"%.100s\": data_offsets [%lld, %lld]: the file has %lld bytes of data%s", t->name,
-                           (long long)begin, (long long)end, (long long)available,
+                           "tensor \"%.100s\": data_offsets [%lld, %lld]: the file has %lld bytes of data%s",
+                           t->name, (long long)begin, (long long)end, (long long)available,
                            begin <= end ? " (truncated?)" : "");
     if (tensor_set_sizes(t)) return wrong(s, t->name, "shape: the number of elements overflows 64 bits");
     if ((int64_t)t->bytes != end - begin)
         return tensor_fail(s->error, byte_of_name(s, t->name),
-                           "tensor \"%.100s\": shape and dtype need %zu bytes, data_offsets give %lld", t->name, t->bytes,
-                           (long long)(end - begin));
+                           "tensor \"%.100s\": shape and dtype need %zu bytes, data_offsets give %lld",
+                           t->name, t->bytes, (long long)(end - begin));
     t->offset = data + begin;
     t->data = s->bytes + t->offset;
     return 0;
@@ -110,7 +122,9 @@ static int read_tensor(const source *s, const cJSON *item, tensor *t) {
 
 /* ---- the whole file ---- */
 
-static int by_name(const void *a, const void *b) { return strcmp(((const tensor *)a)->name, ((const tensor *)b)->name); }
+static int by_name(const void *a, const void *b) {
+    return strcmp(((const tensor *)a)->name, ((const tensor *)b)->name);
+}
 
 static int by_place(const void *a, const void *b) {
     const tensor *x = a, *y = b;
@@ -122,7 +136,8 @@ static int by_place(const void *a, const void *b) {
 static int check_names(const source *s, const safetensors *f) {
     qsort(f->tensors, (size_t)f->count, sizeof *f->tensors, by_name);
     for (int i = 1; i < f->count; i++)
-        if (!strcmp(f->tensors[i].name, f->tensors[i - 1].name)) return wrong(s, f->tensors[i].name, "is given twice");
+        if (!strcmp(f->tensors[i].name, f->tensors[i - 1].name))
+            return wrong(s, f->tensors[i].name, "is given twice");
     return 0;
 }
 
@@ -133,7 +148,8 @@ static int check_places(const source *s, const safetensors *f) {
     for (int i = 0; i < f->count; i++) {
         const tensor *t = &f->tensors[i];
         if (t->offset != expected)
-            return wrong(s, t->name, t->offset < expected ? "data overlap another tensor's" : "a gap precedes the data");
+            return wrong(s, t->name,
+                         t->offset < expected ? "data overlap another tensor's" : "a gap precedes the data");
         expected += (int64_t)t->bytes;
     }
     if (expected == (int64_t)s->size) return 0;
@@ -165,14 +181,17 @@ static int read_tensors(const source *s, safetensors *f) {
 }
 
 static int read_length(source *s) {
-    if (s->size < LENGTH_BYTES) return tensor_fail(s->error, (int64_t)s->size, "file ends inside the 8 bytes of header length");
+    if (s->size < LENGTH_BYTES)
+        return tensor_fail(s->error, (int64_t)s->size, "file ends inside the 8 bytes of header length");
     uint64_t length = 0;
     for (int i = LENGTH_BYTES - 1; i >= 0; i--) length = length << 8 | s->bytes[i];
     if (length > MOST_HEADER)
-        return tensor_fail(s->error, 0, "header length %llu: at most %d is read (is this a safetensors file?)",
+        return tensor_fail(s->error, 0,
+                           "header length %llu: at most %d is read (is this a safetensors file?)",
                            (unsigned long long)length, MOST_HEADER);
     if (length > s->size - LENGTH_BYTES)
-        return tensor_fail(s->error, 0, "header length %llu: the file has only %zu bytes after it (truncated?)",
+        return tensor_fail(s->error, 0,
+                           "header length %llu: the file has only %zu bytes after it (truncated?)",
                            (unsigned long long)length, s->size - LENGTH_BYTES);
     s->header = (int64_t)length;
     return 0;
@@ -189,9 +208,12 @@ int safetensors_parse(safetensors *out, const void *bytes, size_t size, tensor_e
     out->json = cJSON_ParseWithLengthOpts(text, (size_t)s.header, &end, 0);
     int failed = 0;
     if (json_memory_failed()) failed = tensor_fail(error, LENGTH_BYTES, "out of memory");
-    else if (!out->json) failed = tensor_fail(error, LENGTH_BYTES + (end ? end - text : 0), "header: not valid JSON");
+    else if (!out->json)
+        failed = tensor_fail(error, LENGTH_BYTES + (end ? end - text : 0), "header: not valid JSON");
     for (; !failed && end < text + s.header; end++)
-        if (!memchr(" \n\r\t", *end, 4)) failed = tensor_fail(error, LENGTH_BYTES + (end - text), "header: something follows the JSON object");
+        if (!memchr(" \n\r\t", *end, 4))
+            failed =
+                tensor_fail(error, LENGTH_BYTES + (end - text), "header: something follows the JSON object");
     if (!failed) failed = read_tensors(&s, out);
     if (failed) safetensors_free(out);
     return failed;
@@ -219,8 +241,10 @@ static cJSON *header_json(const tensor *const *order, int count, const safetenso
         const tensor *t = order[i];
         cJSON *item = cJSON_AddObjectToObject(root, t->name);
         cJSON_AddStringToObject(item, "dtype", tensor_types[t->type].name);
-        cJSON *shape = cJSON_AddArrayToObject(item, "shape"), *offsets = cJSON_AddArrayToObject(item, "data_offsets");
-        for (int d = 0; d < t->dims; d++) cJSON_AddItemToArray(shape, cJSON_CreateNumber((double)t->shape[d]));
+        cJSON *shape = cJSON_AddArrayToObject(item, "shape"),
+              *offsets = cJSON_AddArrayToObject(item, "data_offsets");
+        for (int d = 0; d < t->dims; d++)
+            cJSON_AddItemToArray(shape, cJSON_CreateNumber((double)t->shape[d]));
         cJSON_AddItemToArray(offsets, cJSON_CreateNumber(at));
         cJSON_AddItemToArray(offsets, cJSON_CreateNumber(at += (double)t->bytes));
     }
@@ -261,7 +285,8 @@ int safetensors_write(cli_output *output, const tensor *tensors, int count, cons
     if (!json || json_memory_failed()) cli_error("out of memory");
     else {
         failed = write_header(output, json);
-        for (int i = 0; !failed && i < count; i++) failed = cli_output_write(output, order[i]->data, order[i]->bytes);
+        for (int i = 0; !failed && i < count; i++)
+            failed = cli_output_write(output, order[i]->data, order[i]->bytes);
     }
     cJSON_free(json);
     free(order);

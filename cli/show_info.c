@@ -1,4 +1,5 @@
-/* show_info.c — attn info: version, build, instruction sets, kernels, threads and limits; --json for programs. */
+/* show_info.c — attn info: version, build, instruction sets, kernels, threads and limits; --json for
+ * programs. */
 #include "attn/attn.h"
 #include "gpu.h"
 #include "json_memory.h"
@@ -44,9 +45,9 @@ static void print_gpus(void) {
             return;
         }
         count = g.count;
-        printf("gpu %d: %s, compute capability %d.%d, %d SMs, %.1f GB, L2 %d MB, driver for CUDA %d.%d\n", i, g.name,
-               g.capability / 10, g.capability % 10, g.multiprocessors, g.memory_bytes * 1e-9, g.l2_bytes >> 20,
-               g.driver / 1000, g.driver % 1000 / 10);
+        printf("gpu %d: %s, compute capability %d.%d, %d SMs, %.1f GB, L2 %d MB, driver for CUDA %d.%d\n", i,
+               g.name, g.capability / 10, g.capability % 10, g.multiprocessors, g.memory_bytes * 1e-9,
+               g.l2_bytes >> 20, g.driver / 1000, g.driver % 1000 / 10);
     }
 }
 
@@ -65,7 +66,8 @@ static void print_text(void) {
     for (int i = 0; next_kernel(i, &k); i++) {
         char dtypes[32];
         dtype_list(k.dtypes, dtypes);
-        printf("  %-28s %-4s  %-12s  %s\n", k.name, k.device == ATTN_CUDA ? "cuda" : "cpu", dtypes, k.summary);
+        printf("  %-28s %-4s  %-12s  %s\n", k.name, k.device == ATTN_CUDA ? "cuda" : "cpu", dtypes,
+               k.summary);
         if (k.unavailable)
             printf("  %28s %snot here: %s%s\n", "", cli_style_code(stdout, CLI_YELLOW), k.unavailable, plain);
     }

@@ -47,8 +47,10 @@ int tensor_shape_text(const tensor *t, char *text, size_t size) {
 
 double tensor_element(const tensor *t, int64_t i) {
     const unsigned char *at = t->data + (size_t)i * (size_t)tensor_types[t->type].size;
-    union { float f32; double f64; uint8_t u8; int8_t i8; uint16_t u16; int16_t i16; uint32_t u32; int32_t i32;
-            uint64_t u64; int64_t i64; } x;
+    union {
+        float f32; double f64; uint8_t u8; int8_t i8; uint16_t u16; int16_t i16; uint32_t u32; int32_t i32;
+        uint64_t u64; int64_t i64;
+    } x;
     memcpy(&x, at, (size_t)tensor_types[t->type].size);
     switch (t->type) {
     case TENSOR_F32: return (double)x.f32;

@@ -1,5 +1,5 @@
-/* tensor.h — a named array in a file: type, shape and where its bytes are. What the npy and safetensors readers give
- * and their writers take. */
+/* tensor.h — a named array in a file: type, shape and where its bytes are. What the npy and safetensors
+ * readers give and their writers take. */
 #ifndef CLI_TENSOR_H
 #define CLI_TENSOR_H
 #include "attn/attn.h"

@@ -18,8 +18,8 @@ typedef struct tensor_file {
     int           count;
 } tensor_file;
 
-/* Open and check; the format is told by the first bytes. Says "PATH: byte N: WHAT" on stderr. @return nonzero on
- * failure. */
+/* Open and check; the format is told by the first bytes. Says "PATH: byte N: WHAT" on stderr. @return
+ * nonzero on failure. */
 int  tensor_file_open(tensor_file **out, const char *path);
 void tensor_file_close(tensor_file *file);      /* NULL is allowed */
 const tensor *tensor_file_find(const tensor_file *file, const char *name);   /* NULL: not there */

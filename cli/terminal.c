@@ -25,7 +25,9 @@ int cli_color(FILE *to) {
 }
 
 const char *cli_style_code(FILE *to, cli_style style) {
-    static const char *const codes[] = { "\033[0m", "\033[1m", "\033[31m", "\033[32m", "\033[33m", "\033[2m" };
+    static const char *const codes[] = {
+        "\033[0m", "\033[1m", "\033[31m", "\033[32m", "\033[33m", "\033[2m"
+    };
     return cli_color(to) ? codes[style] : "";
 }
 

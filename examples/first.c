@@ -12,7 +12,8 @@ int main(void) {
     for (int j = 0; j < KEYS; j++) k[j][0][j] = 4, v[j][0][0] = (float)j;    /* value j says j          */
 
     attn_problem p = ATTN_PROBLEM_INIT;   /* what: sizes and masks; zero fields are defaults */
-    p.batch = 1, p.q_heads = Q_HEADS, p.kv_heads = KV_HEADS, p.q_len = QUERIES, p.kv_len = KEYS, p.qk_dim = DIM;
+    p.batch = 1, p.q_heads = Q_HEADS, p.kv_heads = KV_HEADS, p.q_len = QUERIES, p.kv_len = KEYS,
+    p.qk_dim = DIM;
     p.causal = 1;                         /* query i sees keys 0 .. i + KEYS - QUERIES */
 
     attn_tensors t = ATTN_TENSORS_INIT;   /* on what */

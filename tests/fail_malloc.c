@@ -1,4 +1,5 @@
-/* fail_malloc.c — preloaded into the command: allocation number FAIL_MALLOC_AT (from 1) fails, once; glibc only. */
+/* fail_malloc.c — preloaded into the command: allocation number FAIL_MALLOC_AT (from 1) fails, once; glibc
+ * only. */
 #include <errno.h>
 #include <stdatomic.h>
 #include <stddef.h>
@@ -27,4 +28,6 @@ static int fails(void) {
 void *malloc(size_t bytes) { return fails() ? NULL : __libc_malloc(bytes); }
 void *calloc(size_t count, size_t bytes) { return fails() ? NULL : __libc_calloc(count, bytes); }
 void *realloc(void *memory, size_t bytes) { return fails() ? NULL : __libc_realloc(memory, bytes); }
-void *aligned_alloc(size_t alignment, size_t bytes) { return fails() ? NULL : __libc_memalign(alignment, bytes); }
+void *aligned_alloc(size_t alignment, size_t bytes) {
+    return fails() ? NULL : __libc_memalign(alignment, bytes);
+}

@@ -1,5 +1,6 @@
-/* test_formats.c — npy and safetensors: what is written reads back bit for bit; every truncation and every flipped bit is
- * refused or harmless; refusals name the byte and the reason. Output files appear whole or not at all. */
+/* test_formats.c — npy and safetensors: what is written reads back bit for bit; every truncation and every
+ * flipped bit is refused or harmless; refusals name the byte and the reason. Output files appear whole or
+ * not at all. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -98,7 +99,9 @@ static void npy_round_trip(void **state) {
 static void safetensors_round_trip(void **state) {
     (void)state;
     enum { COUNT = TENSOR_TYPES * 2 };
-    static const char *const names[] = { "q", "layer0.k", "a \"quoted\" name", "back\\slash", "\xc3\xa9\xe2\x82\xac", "" };
+    static const char *const names[] = {
+        "q", "layer0.k", "a \"quoted\" name", "back\\slash", "\xc3\xa9\xe2\x82\xac", ""
+    };
     char unique[COUNT][64];
     tensor all[COUNT];
     for (int i = 0; i < COUNT; i++) {
@@ -152,7 +155,8 @@ static int parses(const unsigned char *from, size_t size, int is_npy, tensor_err
     *error = (tensor_error){ -1, "" };
     tensor single = { 0 };
     safetensors named = { NULL, 0, NULL };
-    const int bad = is_npy ? npy_parse(&single, copy, size, error) : safetensors_parse(&named, copy, size, error);
+    const int bad =
+        is_npy ? npy_parse(&single, copy, size, error) : safetensors_parse(&named, copy, size, error);
     if (bad) {
         assert_true(error->text[0]);
         assert_in_range(error->byte, 0, size);
@@ -225,17 +229,21 @@ static void safetensors_refusals(void **state) {
         { "{\"q\":{\"dtype\":\"F32\",\"shape\":[1.5],\"data_offsets\":[0,8]}}", 8, "integers" },
         { "{\"q\":{\"dtype\":\"F32\",\"shape\":[\"2\"],\"data_offsets\":[0,8]}}", 8, "integers" },
         { "{\"q\":{\"dtype\":\"F32\",\"shape\":[9007199254740993],\"data_offsets\":[0,8]}}", 8, "integers" },
-        { "{\"q\":{\"dtype\":\"F32\",\"shape\":[4294967296,4294967296,0],\"data_offsets\":[0,0]}}", 0, "overflows" },
+        { "{\"q\":{\"dtype\":\"F32\",\"shape\":[4294967296,4294967296,0],\"data_offsets\":[0,0]}}", 0,
+          "overflows" },
         { "{\"q\":{\"dtype\":\"F4\",\"shape\":[2],\"data_offsets\":[0,8]}}", 8, "not known" },
         { "{\"q\":{\"dtype\":\"F32\",\"shape\":[2]}}", 8, "needed" },
         { "{\"q\":7}", 8, "object" },
         { "[]", 0, "object" },
         { "{\"q\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[0,4]},"
-          "\"q\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[4,8]}}", 8, "twice" },
+          "\"q\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[4,8]}}",
+          8, "twice" },
         { "{\"a\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[0,4]},"
-          "\"b\":{\"dtype\":\"U8\",\"shape\":[5],\"data_offsets\":[3,8]}}", 8, "overlap" },
+          "\"b\":{\"dtype\":\"U8\",\"shape\":[5],\"data_offsets\":[3,8]}}",
+          8, "overlap" },
         { "{\"a\":{\"dtype\":\"U8\",\"shape\":[3],\"data_offsets\":[0,3]},"
-          "\"b\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[4,8]}}", 8, "gap" },
+          "\"b\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[4,8]}}",
+          8, "gap" },
         { "{\"__metadata__\":{\"x\":1}}", 0, "strings" },
         { "{} x", 0, "follows" },
         { "{", 0, "JSON" },
@@ -245,7 +253,8 @@ static void safetensors_refusals(void **state) {
         const bytes b = safetensors_text(rows[i].json, rows[i].data);
         tensor_error error;
         assert_false(parses(b.at, b.size, 0, &error));
-        if (!strstr(error.text, rows[i].reason)) fail_msg("%s: \"%s\" lacks \"%s\"", rows[i].json, error.text, rows[i].reason);
+        if (!strstr(error.text, rows[i].reason))
+            fail_msg("%s: \"%s\" lacks \"%s\"", rows[i].json, error.text, rows[i].reason);
         free(b.at);
     }
     unsigned char huge[16] = { 0, 0, 0, 0, 0, 0, 0, 0x80, '{', '}' };
@@ -264,7 +273,8 @@ static void npy_refusals(void **state) {
         { "{'descr': [('x', '<f4')], 'fortran_order': False, 'shape': (2,), }", 8, "structured" },
         { "{'descr': '<f4', 'fortran_order': False, 'shape': (2), }", 8, "missing" },
         { "{'descr': '<f4', 'fortran_order': False, 'shape': (-2,), }", 8, "integers" },
-        { "{'descr': '<f4', 'fortran_order': False, 'shape': (4294967296, 4294967296, 0), }", 0, "overflows" },
+        { "{'descr': '<f4', 'fortran_order': False, 'shape': (4294967296, 4294967296, 0), }", 0,
+          "overflows" },
         { "{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999999999999,), }", 0, "overflows" },
         { "{'descr': '<f4', 'fortran_order': False, 'shape': (3,), }", 8, "truncated" },
         { "{'descr': '<f4', 'fortran_order': False, 'shape': (1,), }", 8, "data" },
@@ -281,7 +291,8 @@ static void npy_refusals(void **state) {
         b.at[8] = (unsigned char)n;
         memcpy(b.at + 10, rows[i].header, n);
         assert_false(parses(b.at, b.size, 1, &error));
-        if (!strstr(error.text, rows[i].reason)) fail_msg("%s: \"%s\" lacks \"%s\"", rows[i].header, error.text, rows[i].reason);
+        if (!strstr(error.text, rows[i].reason))
+            fail_msg("%s: \"%s\" lacks \"%s\"", rows[i].header, error.text, rows[i].reason);
         free(b.at);
     }
 }

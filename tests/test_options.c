@@ -1,5 +1,5 @@
-/* test_options.c — the command line: values are checked where they are parsed, lists multiply out, and the text of a
- * problem parses back to the same problem. */
+/* test_options.c — the command line: values are checked where they are parsed, lists multiply out, and the
+ * text of a problem parses back to the same problem. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -16,8 +16,11 @@ static const cli_option own[] = {
     { .name = "file", .type = CLI_FILE, .argument = "FILE", .summary = "-" },
     { .name = NULL },
 };
-static const cli_option *const tables[] = { own, cli_shape_options, cli_mask_options, cli_engine_options, NULL };
-static const cli_command single = { .name = "single", .summary = "-", .operands = "FILE", .most_operands = 1, .tables = tables };
+static const cli_option *const tables[] = { own, cli_shape_options, cli_mask_options, cli_engine_options,
+                                            NULL };
+static const cli_command single = {
+    .name = "single", .summary = "-", .operands = "FILE", .most_operands = 1, .tables = tables
+};
 static const cli_command sweeping = { .name = "sweeping", .summary = "-", .sweeps = 1, .tables = tables };
 const cli_command *const cli_commands[] = { &single, &sweeping, NULL };
 
@@ -27,14 +30,18 @@ static int parse(cli_arguments **out, const cli_command *command, const char *li
     char *words[128], *rest = NULL;
     int count = 0;
     snprintf(text, sizeof text, "%s", line);
-    for (char *word = strtok_r(text, " ", &rest); word; word = strtok_r(NULL, " ", &rest)) words[count++] = word;
+    for (char *word = strtok_r(text, " ", &rest); word; word = strtok_r(NULL, " ", &rest))
+        words[count++] = word;
     return cli_parse(out, command, count, words);
 }
 
 static void good_values(void **state) {
     (void)state;
     cli_arguments *a;
-    assert_int_equal(parse(&a, &single, "--sq 16k --sk=3m --count 9 --softcap 2.5 --window 128,-1 --causal --dtype bf16 x"), 0);
+    assert_int_equal(
+        parse(&a, &single,
+              "--sq 16k --sk=3m --count 9 --softcap 2.5 --window 128,-1 --causal --dtype bf16 x"),
+        0);
     int64_t left, right;
     cli_pair_item(a, "window", 0, &left, &right);
     assert_int_equal(cli_integer(a, "sq", 0), 16384);
@@ -57,9 +64,10 @@ static void good_values(void **state) {
 static void bad_values(void **state) {
     (void)state;
     static const char *const lines[] = {
-        "--unknown", "--sq", "--sq x", "--sq 1x", "--sq -1", "--sq 99999999999999999999", "--sq 9999999999999m", "--sq 1,2",
-        "--count 0", "--count 10", "--softcap x", "--softcap nan", "--softcap inf", "--window 1", "--window 1,", "--window 1,2,3",
-        "--dtype f64", "--dtype", "--causal=2", "--file=", "-x", "one two", "--kernel=",
+        "--unknown", "--sq", "--sq x", "--sq 1x", "--sq -1", "--sq 99999999999999999999", "--sq 1,2",
+        "--sq 9999999999999m", "--count 0", "--count 10", "--softcap x", "--softcap nan", "--softcap inf",
+        "--window 1", "--window 1,", "--window 1,2,3", "--dtype f64", "--dtype", "--causal=2", "--file=", "-x",
+        "one two", "--kernel=",
     };
     cli_arguments *a;
     for (size_t i = 0; i < sizeof lines / sizeof *lines; i++) {
@@ -73,7 +81,8 @@ static void lists_multiply_out(void **state) {
     cli_arguments *a;
     attn_problem *problems;
     int count;
-    assert_int_equal(parse(&a, &sweeping, "--d 64,128 --sq 1k,2k,4k --causal=0,1 --window 1,0/2,0 --dtype f32,bf16"), 0);
+    assert_int_equal(
+        parse(&a, &sweeping, "--d 64,128 --sq 1k,2k,4k --causal=0,1 --window 1,0/2,0 --dtype f32,bf16"), 0);
     assert_int_equal(cli_problem_list(a, &problems, &count), 0);
     assert_int_equal(count, 2 * 3 * 2 * 2 * 2);
     for (int i = 0; i < count; i++)
@@ -115,7 +124,8 @@ static void text_parses_back(void **state) {
         assert_int_equal(attn_problem_resolve(&parsed), ATTN_OK);
         parsed.block_table_cols = resolved.block_table_cols;       /* no option: the least that fits */
         parsed.block_table_stride = resolved.block_table_stride;
-        if (memcmp(&parsed, &resolved, sizeof parsed)) fail_msg("seed %llu: %s", (unsigned long long)seed, text);
+        if (memcmp(&parsed, &resolved, sizeof parsed))
+            fail_msg("seed %llu: %s", (unsigned long long)seed, text);
         free(problems);
         cli_arguments_free(a);
     }
@@ -126,7 +136,8 @@ static void layout_swaps_strides(void **state) {
     cli_arguments *a;
     attn_problem *problems;
     int count;
-    assert_int_equal(parse(&a, &sweeping, "--b 2 --hq 4 --hkv 2 --sq 10 --sk 20 --d 8 --dv 6 --layout bhsd"), 0);
+    assert_int_equal(parse(&a, &sweeping, "--b 2 --hq 4 --hkv 2 --sq 10 --sk 20 --d 8 --dv 6 --layout bhsd"),
+                     0);
     assert_int_equal(cli_problem_list(a, &problems, &count), 0);
     const attn_problem *p = problems;
     assert_int_equal(p->q_stride.head, 80);

@@ -1,6 +1,6 @@
-/* fuzz_problem.c — any bytes as a problem. As they are: resolving and explaining them must answer, never fault. Scaled
- * down to small sizes: what resolves gets a plan, and every kernel that takes it computes the oracle's answer in guarded
- * memory. */
+/* fuzz_problem.c — any bytes as a problem. As they are: resolving and explaining them must answer, never
+ * fault. Scaled down to small sizes: what resolves gets a plan, and every kernel that takes it computes the
+ * oracle's answer in guarded memory. */
 #include "check.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -25,14 +25,16 @@ static void try_raw(const uint8_t *bytes, size_t size) {
     memset(&p, 0, sizeof p);
     memcpy(&p, bytes, size < sizeof p ? size : sizeof p);
     if (p.struct_size % 2) p.struct_size = (uint32_t)sizeof p;   /* half the time past the version check */
-    else if (p.struct_size > sizeof p) return;                   /* it would promise memory that isn't there */
+    else if (p.struct_size > sizeof p)
+        return; /* it would promise memory that isn't there */
     attn_problem resolved = p;
     if (attn_problem_resolve(&resolved)) {
         if (!attn_last_error()[0]) abort();
         return;
     }
     attn_problem again = resolved;
-    if (attn_problem_resolve(&again) || memcmp(&again, &resolved, sizeof again)) abort();   /* resolving twice = once */
+    if (attn_problem_resolve(&again) || memcmp(&again, &resolved, sizeof again))
+        abort(); /* resolving twice = once */
     attn_explain(&p, NULL, text, sizeof text);
 }
 
@@ -99,7 +101,8 @@ static void try_small(const uint8_t *bytes, size_t size) {
     if (!check_data_answer(data)) {
         attn_kernel_info k = { .struct_size = sizeof k };
         for (int i = 0; !attn_kernel_describe(i, &k); i++)
-            if (k.device == ATTN_CPU && k.pass == ATTN_FORWARD && !k.unavailable) try_kernel(k.name, &c, data);
+            if (k.device == ATTN_CPU && k.pass == ATTN_FORWARD && !k.unavailable)
+                try_kernel(k.name, &c, data);
     }
     check_data_destroy(data);
 }

@@ -1,5 +1,5 @@
-/* fuzz_safetensors.c — any bytes as a safetensors file: refused with a message, or arrays that lie inside them, one
- * after the other, with different names. */
+/* fuzz_safetensors.c — any bytes as a safetensors file: refused with a message, or arrays that lie inside
+ * them, one after the other, with different names. */
 #include "safetensors.h"
 #include <stdlib.h>
 #include <string.h>

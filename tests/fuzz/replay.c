@@ -1,5 +1,5 @@
-/* replay.c — run a fuzz target on files and folders: `replay_npy corpus/npy`. Each input gets a block of its exact size,
- * so that a sanitizer sees any read past it. */
+/* replay.c — run a fuzz target on files and folders: `replay_npy corpus/npy`. Each input gets a block of
+ * its exact size, so that a sanitizer sees any read past it. */
 #include <dirent.h>
 #include <stdint.h>
 #include <stdio.h>
