@@ -83,8 +83,8 @@ static int run_input(const cli_input_files *files, int i, const cli_arguments *a
         cli_error("%s%s: %s", input.prefix, attn_status_name(status), attn_last_error());
         code = CLI_FAILED;
     } else {
-        printf("%s%s%s\n", cli_style_code(stdout, CLI_BOLD), *input.prefix ? input.prefix : "input",
-               cli_style_code(stdout, CLI_PLAIN));
+        fprintf(bench_stream(), "%s%s%s\n", cli_style_code(bench_stream(), CLI_BOLD), *input.prefix ? input.prefix : "input",
+               cli_style_code(bench_stream(), CLI_PLAIN));
         code = one_problem(request, table);
     }
     check_data_destroy(request->data);
@@ -123,13 +123,14 @@ static int run(const cli_arguments *a) {
     bench_table table = { NULL, 0 };
     int code = settings_of(a, &request.settings);
     if (code) return code;
+    bench_report_setup(a);
     request.thread_counts = threads_of(a, threads);
     request.options.splits = (int32_t)cli_integer(a, "splits", 0);
     request.options.cuda_device = (int32_t)cli_integer(a, "device", 0);
     if (cli_given(a, "suite")) code = bench_suite(cli_choice(a, "suite", 0), a, &request, &table);
     else code = run_named(a, &request, &table);
     if (code != CLI_USAGE) {
-        if (*openblas_core() && cli_given(a, "vs")) printf("OpenBLAS core: %s, one thread per GEMM\n", openblas_core());
+        if (*openblas_core() && cli_given(a, "vs")) fprintf(bench_stream(), "OpenBLAS core: %s, one thread per GEMM\n", openblas_core());
         const int saved = bench_save(&table, a);
         if (!code) code = saved;
     }

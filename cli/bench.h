@@ -91,6 +91,9 @@ void bench_table_free(bench_table *table);
 
 /* ---- results: bench_report.c ---- */
 
+/* Where tables go: stdout, or stderr where --json, --csv or --md has taken it ("-"). */
+FILE *bench_stream(void);
+void bench_report_setup(const cli_arguments *a);
 /* Header once, then the rows from `first` on. */
 void bench_print(const bench_table *table, int first, int header);
 /* Files named by --json, --csv, --md. @return exit code. */
@@ -100,6 +103,8 @@ int  bench_save(const bench_table *table, const cli_arguments *a);
 
 extern const char bench_suite_names[];  /* for the option's choices */
 int bench_suite(int suite, const cli_arguments *a, const bench_request *common, bench_table *table);
+/* Real input with every kernel and the course's, ranked. file NULL: the one that comes with the program. */
+int bench_demo(const char *file, bench_table *table);
 /* Every row of the speed table with its goal and what was measured. */
 int bench_targets(const bench_request *common, bench_table *table);
 #endif

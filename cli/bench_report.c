@@ -14,6 +14,16 @@ enum { SCHEMA = 1 };
 static const char convention[] =
     "flop = 2 x visible (query, key) pairs x (d + dv), that is 4 x pairs x d where dv = d; GB/s: Q, K, V and O once";
 
+static FILE *stream;
+
+FILE *bench_stream(void) { return stream ? stream : stdout; }
+
+void bench_report_setup(const cli_arguments *a) {
+    static const char *const files[] = { "json", "csv", "md" };
+    for (int i = 0; i < 3; i++)
+        if (cli_given(a, files[i]) && !strcmp(cli_text(a, files[i]), "-")) stream = stderr;
+}
+
 static const char *state_of(const bench_row *r) {
     if (r->outcome.kind != OUTCOME_OK) return outcome_names[r->outcome.kind];
     return *r->reason ? "FAILED" : "ok";
@@ -49,46 +59,46 @@ static int any_traffic(const bench_table *t) {
 }
 
 static void print_header(const bench_table *t) {
-    printf("%s%s%s\n", cli_style_code(stdout, CLI_DIM), convention, cli_style_code(stdout, CLI_PLAIN));
-    printf("%s  %-26s %2s  %-7s %9s %6s  %11s %13s  %8s %6s  %7s %6s", cli_style_code(stdout, CLI_BOLD), "kernel", "T",
+    fprintf(bench_stream(), "%s%s%s\n", cli_style_code(bench_stream(), CLI_DIM), convention, cli_style_code(bench_stream(), CLI_PLAIN));
+    fprintf(bench_stream(), "%s  %-26s %2s  %-7s %9s %6s  %11s %13s  %8s %6s  %7s %6s", cli_style_code(bench_stream(), CLI_BOLD), "kernel", "T",
            "check", "max error", "/bound", "median", "quartiles", "GFLOP/s", "%peak", "GB/s", "%read");
-    if (any_versus(t, 0)) printf("  %11s", "x OpenBLAS");
-    if (any_versus(t, 1)) printf("  %7s", "x naive");
-    if (any_traffic(t)) printf("  %10s", "far bytes");
-    printf("%s\n", cli_style_code(stdout, CLI_PLAIN));
+    if (any_versus(t, 0)) fprintf(bench_stream(), "  %11s", "x OpenBLAS");
+    if (any_versus(t, 1)) fprintf(bench_stream(), "  %7s", "x naive");
+    if (any_traffic(t)) fprintf(bench_stream(), "  %10s", "far bytes");
+    fprintf(bench_stream(), "%s\n", cli_style_code(bench_stream(), CLI_PLAIN));
 }
 
 static void print_shares(const bench_row *r) {
     char percent[16] = "-", read[16] = "-";
     if (r->of_ceiling > 0) snprintf(percent, sizeof percent, "%.1f", 100 * r->of_ceiling);
     if (r->of_read > 0) snprintf(read, sizeof read, "%.1f", 100 * r->of_read);
-    printf("  %8.2f %6s  %7.2f %6s", gflops(r), percent, gbytes(r), read);
+    fprintf(bench_stream(), "  %8.2f %6s  %7.2f %6s", gflops(r), percent, gbytes(r), read);
 }
 
 static void print_times(double times, int width) {
-    if (times > 0) printf("  %*.2f", width, times);
-    else printf("  %*s", width, "");
+    if (times > 0) fprintf(bench_stream(), "  %*.2f", width, times);
+    else fprintf(bench_stream(), "  %*s", width, "");
 }
 
 static void print_row(const bench_table *t, const bench_row *r) {
     const int ok = !strcmp(state_of(r), "ok");
     const cli_style style = ok ? (r->faster ? CLI_YELLOW : CLI_PLAIN) : r->outcome.kind == OUTCOME_REFUSED ? CLI_DIM : CLI_RED;
-    const char *on = style == CLI_PLAIN ? "" : cli_style_code(stdout, style);
-    printf("%s%c %-26s %2d  %-7s", on, r->chosen ? '*' : r->faster ? '!' : ' ', r->kernel, r->threads, state_of(r));
+    const char *on = style == CLI_PLAIN ? "" : cli_style_code(bench_stream(), style);
+    fprintf(bench_stream(), "%s%c %-26s %2d  %-7s", on, r->chosen ? '*' : r->faster ? '!' : ' ', r->kernel, r->threads, state_of(r));
     if (!ok || !(r->time.median > 0)) {
-        printf(" %s%s\n", reason_of(r), *on ? cli_style_code(stdout, CLI_PLAIN) : "");
+        fprintf(bench_stream(), " %s%s\n", reason_of(r), *on ? cli_style_code(bench_stream(), CLI_PLAIN) : "");
         return;
     }
     char median[24], spread[32];
     snprintf(spread, sizeof spread, "%+.1f %+.1f%%%s", 100 * (r->time.low / r->time.median - 1),
              100 * (r->time.high / r->time.median - 1), r->time.disturbed > r->time.count ? "~" : "");
-    printf(" %9.2e %6.3f  %11s %13s", r->outcome.verdict.o_error, r->outcome.verdict.o_ratio,
+    fprintf(bench_stream(), " %9.2e %6.3f  %11s %13s", r->outcome.verdict.o_error, r->outcome.verdict.o_ratio,
            time_text(r->time.median, median), spread);
     print_shares(r);
     if (any_versus(t, 0)) print_times(r->versus[0], 11);
     if (any_versus(t, 1)) print_times(r->versus[1], 7);
-    if (r->outcome.has_traffic) printf("  %7.1f MB", traffic_bytes(&r->outcome.traffic) * 1e-6);
-    printf("%s\n", *on ? cli_style_code(stdout, CLI_PLAIN) : "");
+    if (r->outcome.has_traffic) fprintf(bench_stream(), "  %7.1f MB", traffic_bytes(&r->outcome.traffic) * 1e-6);
+    fprintf(bench_stream(), "%s\n", *on ? cli_style_code(bench_stream(), CLI_PLAIN) : "");
 }
 
 void bench_print(const bench_table *table, int first, int header) {
@@ -101,15 +111,15 @@ void bench_print(const bench_table *table, int first, int header) {
         cli_problem_text(&r->problem, text, sizeof text);
         if (i > first) cli_problem_text(&table->rows[i - 1].problem, previous, sizeof previous);
         if (strcmp(text, previous))
-            printf("%s%s%s   %.4g GFLOP, %.4g MB\n", cli_style_code(stdout, CLI_BOLD), text,
-                   cli_style_code(stdout, CLI_PLAIN), r->flops * 1e-9, r->bytes * 1e-6);
+            fprintf(bench_stream(), "%s%s%s   %.4g GFLOP, %.4g MB\n", cli_style_code(bench_stream(), CLI_BOLD), text,
+                   cli_style_code(bench_stream(), CLI_PLAIN), r->flops * 1e-9, r->bytes * 1e-6);
         print_row(table, r);
         flagged |= r->faster;
         noise = r->noise > noise ? r->noise : noise;
     }
-    if (flagged) printf("! faster than the kernel that the planner chose (*): their order in kernels.def is wrong here\n");
-    if (noise > 0.05) printf("~ other programs took up to %.0f %% of the processors meanwhile\n", 100 * noise);
-    fflush(stdout);
+    if (flagged) fprintf(bench_stream(), "! faster than the kernel that the planner chose (*): their order in kernels.def is wrong here\n");
+    if (noise > 0.05) fprintf(bench_stream(), "~ other programs took up to %.0f %% of the processors meanwhile\n", 100 * noise);
+    fflush(bench_stream());
 }
 
 /* ---- JSON ---- */

@@ -3,8 +3,8 @@
 #include "terminal.h"
 #include <string.h>
 
-const char bench_suite_names[] = "prefill decode overhead scaling table";
-enum { SUITE_PREFILL, SUITE_DECODE, SUITE_OVERHEAD, SUITE_SCALING, SUITE_TABLE };
+const char bench_suite_names[] = "prefill decode overhead scaling table demo";
+enum { SUITE_PREFILL, SUITE_DECODE, SUITE_OVERHEAD, SUITE_SCALING, SUITE_TABLE, SUITE_DEMO };
 
 typedef struct suite_row {
     int         suite;
@@ -46,8 +46,9 @@ static int thread_ladder(int *threads, int most) {
 }
 
 int bench_suite(int suite, const cli_arguments *a, const bench_request *common, bench_table *table) {
-    int ladder[16], code = CLI_OK, first_print = 1;
+    int ladder[16], code = CLI_OK;
     if (suite == SUITE_TABLE) return bench_targets(common, table);
+    if (suite == SUITE_DEMO) return bench_demo(cli_text(a, "in"), table);
     contender_list contenders;
     bench_request request = *common;
     if (contenders_create(&contenders, a, ATTN_CPU)) return CLI_USAGE;
@@ -61,8 +62,7 @@ int bench_suite(int suite, const cli_arguments *a, const bench_request *common, 
         request.problem = problem_of(&rows[i]);
         const int first = table->count, one = bench_problem(&request, table);
         cli_progress_end();
-        bench_print(table, first, first_print);
-        first_print = 0;
+        bench_print(table, first, first == 0);
         if (one) code = one;
     }
     contenders_free(&contenders);

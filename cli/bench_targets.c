@@ -219,12 +219,12 @@ static void print_target(const target *t, const judged *j) {
     number_text(t->metric, t->goal, goal);
     if (j->figure > 0) number_text(t->metric, j->figure, figure);
     const cli_style style = *verdict == 'g' ? CLI_GREEN : *verdict == 'M' ? CLI_RED : CLI_PLAIN;
-    printf("  %-58s %8s %8s  %9s  %s%-6s%s  %s%s%s", text, must, goal, figure,
-           style == CLI_PLAIN ? "" : cli_style_code(stdout, style), verdict,
-           style == CLI_PLAIN ? "" : cli_style_code(stdout, CLI_PLAIN), j->figure > 0 ? j->kernel : j->why,
+    fprintf(bench_stream(), "  %-58s %8s %8s  %9s  %s%-6s%s  %s%s%s", text, must, goal, figure,
+           style == CLI_PLAIN ? "" : cli_style_code(bench_stream(), style), verdict,
+           style == CLI_PLAIN ? "" : cli_style_code(bench_stream(), CLI_PLAIN), j->figure > 0 ? j->kernel : j->why,
            *j->machine ? ": " : "", j->machine);
-    if (j->noise > 0.05) printf("  (other programs took %.0f %% of its processors)", 100 * j->noise);
-    putchar('\n');
+    if (j->noise > 0.05) fprintf(bench_stream(), "  (other programs took %.0f %% of its processors)", 100 * j->noise);
+    putc('\n', bench_stream());
 }
 
 int bench_targets(const bench_request *common, bench_table *table) {
@@ -241,12 +241,12 @@ int bench_targets(const bench_request *common, bench_table *table) {
             }
     }
     cli_progress_end();
-    printf("%s  %-58s %8s %8s  %9s  %-6s  %s%s\n", cli_style_code(stdout, CLI_BOLD), "target", "must", "goal", "measured",
-           "result", "by", cli_style_code(stdout, CLI_PLAIN));
+    fprintf(bench_stream(), "%s  %-58s %8s %8s  %9s  %-6s  %s%s\n", cli_style_code(bench_stream(), CLI_BOLD), "target", "must", "goal", "measured",
+           "result", "by", cli_style_code(bench_stream(), CLI_PLAIN));
     for (int i = 0; i < TARGETS; i++) {
         print_target(&targets[i], &results[i]);
         missed += *verdict_of(&targets[i], results[i].figure) == 'M';
     }
-    if (missed) printf("%d of %d targets missed\n", missed, (int)TARGETS);
+    if (missed) fprintf(bench_stream(), "%d of %d targets missed\n", missed, (int)TARGETS);
     return missed && !code ? CLI_FAILED : code;
 }

@@ -39,12 +39,15 @@ static const cli_option check_options[] = {
     { .name = NULL },
 };
 
+static int stdout_taken;        /* by --json - : the table goes to stderr */
+static FILE *shown(void) { return stdout_taken ? stderr : stdout; }
+
 static double larger(double a, double b) { return b > a || b != b ? b : a; }
 
 static void print_failure(const contender *c, const contender_outcome *o, const char *name, const char *repeat) {
-    printf("%s%s%s %s (%s): %s\n    %s\n", cli_style_code(stdout, CLI_RED), outcome_names[o->kind],
-           cli_style_code(stdout, CLI_PLAIN), c->name, name, o->reason, repeat);
-    fflush(stdout);
+    fprintf(shown(), "%s%s%s %s (%s): %s\n    %s\n", cli_style_code(shown(), CLI_RED), outcome_names[o->kind],
+           cli_style_code(shown(), CLI_PLAIN), c->name, name, o->reason, repeat);
+    fflush(shown());
 }
 
 /* The path as the user gave it would do in the repro line as well; a plug-in's name alone would not. */
@@ -122,21 +125,21 @@ static const char *result_of(const tally *t, const contender *c) {
 }
 
 static void print_table(const contender_list *list, const tally *tallies, int cases) {
-    printf("%s  %-28s %-11s %7s %6s %6s %8s  %9s %6s  %9s %6s%s\n", cli_style_code(stdout, CLI_BOLD), "kernel", "result",
+    fprintf(shown(), "%s  %-28s %-11s %7s %6s %6s %8s  %9s %6s  %9s %6s%s\n", cli_style_code(shown(), CLI_BOLD), "kernel", "result",
            "right", "wrong", "failed", "refused", "O error", "/bound", "LSE error", "/bound",
-           cli_style_code(stdout, CLI_PLAIN));
+           cli_style_code(shown(), CLI_PLAIN));
     for (int n = 0; n < list->count; n++) {
         const tally *t = &tallies[n];
         const contender *c = &list->items[n];
         const char *result = result_of(t, c);
         const cli_style style = t->wrong || t->failed ? CLI_RED : t->ok ? CLI_GREEN : CLI_YELLOW;
-        printf("  %-28s %s%-11s%s %7d %6d %6d %8d", c->name, cli_style_code(stdout, style), result,
-               cli_style_code(stdout, CLI_PLAIN), t->ok, t->wrong, t->failed, t->refused);
+        fprintf(shown(), "  %-28s %s%-11s%s %7d %6d %6d %8d", c->name, cli_style_code(shown(), style), result,
+               cli_style_code(shown(), CLI_PLAIN), t->ok, t->wrong, t->failed, t->refused);
         if (t->ok || t->wrong)
-            printf("  %9.2e %6.3f  %9.2e %6.3f\n", t->o_error, t->o_ratio, t->lse_error, t->lse_ratio);
-        else printf("  %s\n", t->failed ? "" : t->refusal);
+            fprintf(shown(), "  %9.2e %6.3f  %9.2e %6.3f\n", t->o_error, t->o_ratio, t->lse_error, t->lse_ratio);
+        else fprintf(shown(), "  %s\n", t->failed ? "" : t->refusal);
     }
-    printf("%d case%s against the float64 oracle; an error counts against the bound computed for its element\n", cases,
+    fprintf(shown(), "%d case%s against the float64 oracle; an error counts against the bound computed for its element\n", cases,
            cases == 1 ? "" : "s");
 }
 
@@ -210,6 +213,7 @@ static int check_all(const check_plan *plan, const contender_list *list, const c
 static int run(const cli_arguments *a) {
     check_plan plan;
     contender_list list;
+    stdout_taken = cli_given(a, "json") && !strcmp(cli_text(a, "json"), "-");
     int code = check_plan_create(&plan, a);
     if (code) return code;
     code = contenders_create(&list, a, cli_choice(a, "backend", 0) ? ATTN_CUDA : ATTN_CPU);

@@ -56,26 +56,26 @@ static double naive_seconds(const bench_table *t) {
 static double far_bytes(const attn_traffic *t) { return (double)(t->q + t->k + t->v + t->o + t->scores); }
 
 static void print_row(int rank, const bench_row *r, double naive) {
-    printf("%5d  %-24s %2d", rank, r->kernel, r->threads);
+    fprintf(bench_stream(), "%5d  %-24s %2d", rank, r->kernel, r->threads);
     if (!(r->time.median > 0)) {
         const char *reason = *r->reason ? r->reason : r->outcome.reason;
-        printf("  %s%s%s: %s\n", cli_style_code(stdout, CLI_RED), outcome_names[r->outcome.kind],
-               cli_style_code(stdout, CLI_PLAIN), reason);
+        fprintf(bench_stream(), "  %s%s%s: %s\n", cli_style_code(bench_stream(), CLI_RED), outcome_names[r->outcome.kind],
+               cli_style_code(bench_stream(), CLI_PLAIN), reason);
         return;
     }
-    printf("  %8.1e %5.0f %%  %9.3f ms  %8.1f %7.1f", r->outcome.verdict.o_error, 100 * r->outcome.verdict.o_ratio,
+    fprintf(bench_stream(), "  %8.1e %5.0f %%  %9.3f ms  %8.1f %7.1f", r->outcome.verdict.o_error, 100 * r->outcome.verdict.o_ratio,
            r->time.median * 1e3, r->flops / r->time.median * 1e-9, 100 * r->of_ceiling);
-    if (naive > 0) printf("  %7.1f", naive / r->time.median);
-    if (r->outcome.has_traffic) printf("  %8.1f MB", far_bytes(&r->outcome.traffic) * 1e-6);
-    printf("%s\n", r->chosen ? "   chosen" : "");
+    if (naive > 0) fprintf(bench_stream(), "  %7.1f", naive / r->time.median);
+    if (r->outcome.has_traffic) fprintf(bench_stream(), "  %8.1f MB", far_bytes(&r->outcome.traffic) * 1e-6);
+    fprintf(bench_stream(), "%s\n", r->chosen ? "   chosen" : "");
 }
 
 static void print_refused(const bench_table *t) {
     int n = 0;
     for (int i = 0; i < t->count; i++)
         if (t->rows[i].outcome.kind == OUTCOME_REFUSED)
-            printf("%s%s", n++ ? ", " : "not for this problem (attn explain says why): ", t->rows[i].kernel);
-    if (n) putchar('\n');
+            fprintf(bench_stream(), "%s%s", n++ ? ", " : "not for this problem (attn explain says why): ", t->rows[i].kernel);
+    if (n) putc('\n', bench_stream());
 }
 
 static void print_stage(const stage *s, const bench_table *t) {
@@ -87,40 +87,42 @@ static void print_stage(const stage *s, const bench_table *t) {
     for (int i = 0; i < t->count; i++) sorted[i] = &t->rows[i];
     qsort(sorted, (size_t)t->count, sizeof *sorted, by_time);
     const attn_problem *p = &t->rows[0].problem;
-    printf("\n%s%s%s\n%lld x %lld queries and keys, %lld heads of dimension %lld, %.3g GFLOP\n",
-           cli_style_code(stdout, CLI_BOLD), s->title, cli_style_code(stdout, CLI_PLAIN), (long long)p->batch,
+    fprintf(bench_stream(), "\n%s%s%s\n%lld x %lld queries and keys, %lld heads of dimension %lld, %.3g GFLOP\n",
+           cli_style_code(bench_stream(), CLI_BOLD), s->title, cli_style_code(bench_stream(), CLI_PLAIN), (long long)p->batch,
            (long long)p->q_len, (long long)p->q_heads, (long long)p->qk_dim, t->rows[0].flops * 1e-9);
-    printf(" rank  %-24s %2s  %8s %7s  %12s  %8s %7s%s\n", "kernel", "T", "error", "allowed", "time", "GFLOP/s",
+    fprintf(bench_stream(), " rank  %-24s %2s  %8s %7s  %12s  %8s %7s%s\n", "kernel", "T", "error", "allowed", "time", "GFLOP/s",
            "% peak", s->course ? "  x naive    far memory" : "");
     for (int i = 0; i < t->count; i++)
         if (sorted[i]->outcome.kind != OUTCOME_REFUSED) print_row(i + 1, sorted[i], s->course ? naive_seconds(t) : 0);
     print_refused(t);
-    fflush(stdout);
+    fflush(bench_stream());
     free(sorted);
 }
 
 /* ---- running ---- */
 
-static int time_case(const cli_input *input, const stage *s, bench_request *request) {
+static int time_case(const cli_input *input, const stage *s, bench_request *request, bench_table *table) {
     contender_list contenders = { NULL, 0 };
-    bench_table table = { NULL, 0 };
+    const int first = table->count;
+    const int all = attn_cpu_threads(), threads[2] = { 1, all }, both = s->course && all > 1;
     request->problem = input->problem;
+    request->threads = both ? threads : &threads[1];
+    request->thread_counts = both ? 2 : 1;
     if (check_data_from(&request->data, &input->problem, &input->tensors, NULL)) {
         cli_error("%s: %s", s->prefix, attn_last_error());
         return CLI_FAILED;
     }
     int code = find_contenders(s, &contenders);
     request->contenders = &contenders;
-    if (!code) code = bench_problem(request, &table);
+    if (!code) code = bench_problem(request, table);
     cli_progress_end();
-    print_stage(s, &table);
-    bench_table_free(&table);
+    print_stage(s, &(bench_table){ table->rows + first, table->count - first });
     contenders_free(&contenders);
     check_data_destroy(request->data);
     return code;
 }
 
-static int run_stage(const char *file, const stage *s, bench_request *request) {
+static int run_stage(const char *file, const stage *s, bench_request *request, bench_table *table) {
     char path[PATH_MAX], prefix[64], dtype[8], options[3][16] = { "--in", "--prefix", "--dtype" };
     snprintf(path, sizeof path, "%s", file);
     snprintf(prefix, sizeof prefix, "%s", s->prefix);
@@ -134,7 +136,7 @@ static int run_stage(const char *file, const stage *s, bench_request *request) {
     if (!code) {
         code = cli_inputs_case(&input, files, 0, a);
         if (!code) {
-            code = time_case(&input, s, request);
+            code = time_case(&input, s, request, table);
             cli_input_free(&input);
         }
         cli_inputs_close(files);
@@ -143,29 +145,34 @@ static int run_stage(const char *file, const stage *s, bench_request *request) {
     return code;
 }
 
-static int run(const cli_arguments *a) {
+int bench_demo(const char *file, bench_table *table) {
     char found[PATH_MAX];
-    const char *file = cli_text(a, "in");
     if (!file && cli_locate("demo/minilm.safetensors", found, sizeof found)) {
         cli_error("demo/minilm.safetensors is not beside the program: --in names it");
         return CLI_FAILED;
     }
-    const int all = attn_cpu_threads(), threads[2] = { 1, all };
     bench_request request = {
-        .options = ATTN_OPTIONS_INIT, .threads = threads, .thread_counts = all > 1 ? 2 : 1, .explicit_list = 1,
+        .options = ATTN_OPTIONS_INIT, .explicit_list = 1,
         .settings = { .samples = 5, .sample_seconds = 0.025, .budget = 0.8 },
     };
-    printf("Q, K and V as the sentence model all-MiniLM-L6-v2 computed them on the Declaration of Independence.\n"
+    fprintf(bench_stream(), "Q, K and V as the sentence model all-MiniLM-L6-v2 computed them on the Declaration of Independence.\n"
            "Every kernel below was first compared with a float64 oracle: \"allowed\" is its largest error as a share of\n"
            "what rounding explains for that element. %% peak: of the multiply-add rate that this machine reaches, measured\n"
            "between the same samples. far memory: bytes that the kernel counted itself.\n");
     int code = CLI_OK;
     for (int i = 0; i < STAGES; i++) {
-        const int one = run_stage(file ? file : found, &stages[i], &request);
+        const int one = run_stage(file ? file : found, &stages[i], &request, table);
         if (one) code = one;
     }
-    printf("\nCompare the course's kernels: diff learn/flash_attention/flash_v1.c learn/flash_attention/flash_v2.c\n"
+    fprintf(bench_stream(), "\nCompare the course's kernels: diff learn/flash_attention/flash_v1.c learn/flash_attention/flash_v2.c\n"
            "Yours beside them:            attn bench --in demo/minilm.safetensors --dtype f32 --kernel ./mine.c,'flash_*'\n");
+    return code;
+}
+
+static int run(const cli_arguments *a) {
+    bench_table table = { NULL, 0 };
+    const int code = bench_demo(cli_text(a, "in"), &table);
+    bench_table_free(&table);
     return code;
 }
 

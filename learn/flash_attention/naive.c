@@ -1,6 +1,6 @@
 /* naive.c — attention as the formula says: S = scale Q K^T, P = softmax(S), O = P V, each written out whole.
  *     attn check --kernel learn/flash_attention/naive.c
- * Idea: S has q_len x kv_len numbers. It goes to far memory and comes back three times; that is what the next files save. */
+ * Idea: S has q_len x kv_len numbers, which travel to far memory and back: what the next files save. */
 #include "attn/attn_plugin.h"
 #include <math.h>
 

@@ -1,6 +1,6 @@
 /* online_softmax.c — one pass over the keys: the maximum, the sum and the output are corrected as they grow.
  *     attn check --kernel learn/flash_attention/online_softmax.c
- * Idea: o exp(m_old - m_new) is what o would have been with the new maximum, so that no score need be kept. */
+ * Idea: o exp(m_old - m_new) is what o would have been with the new maximum: no score need be kept. */
 #include "attn/attn_plugin.h"
 #include <math.h>
 #include <string.h>
@@ -8,7 +8,7 @@
 /* Far memory is the tensors; near memory holds one row: q, o, m, l. Every far byte is counted here. */
 static attn_traffic moved;
 
-/* Keys and values stream past one query. No S in memory, but each query still reads all of K and V for itself. */
+/* Keys and values stream past one query: no S in memory, but each query reads all of K and V for itself. */
 static void row(const attn_problem *p, attn_plugin_head far, int64_t i, float *o) {
     const int64_t n = attn_plugin_limit(p, i);
     const float *q = far.q + i * p->q_stride.seq;
@@ -27,7 +27,8 @@ static void row(const attn_problem *p, attn_plugin_head far, int64_t i, float *o
     }
     for (int64_t x = 0; x < p->v_dim; x++) far.o[i * p->o_stride.seq + x] = l == 0 ? 0 : o[x] / l;
     if (far.lse) far.lse[i * p->lse_stride.seq] = l == 0 ? -INFINITY : m + logf(l);
-    moved.q += 4 * p->qk_dim, moved.k += 4 * n * p->qk_dim, moved.v += 4 * n * p->v_dim, moved.o += 4 * p->v_dim;
+    moved.q += 4 * p->qk_dim, moved.o += 4 * p->v_dim;
+    moved.k += 4 * n * p->qk_dim, moved.v += 4 * n * p->v_dim;
 }
 
 static int64_t workspace(const attn_problem *p) { return 4 * p->v_dim; }
