@@ -28,6 +28,16 @@ static void remove_unfinished(int signal_number) {
     _exit(128 + signal_number);
 }
 
+/* A mapped input that shrinks while it is read. */
+static void input_vanished(int signal_number) {
+    static const char text[] = "attn: error: an input file became shorter while it was read\n";
+    (void)signal_number;
+    for (int i = 0; i < MOST_OPEN; i++)
+        if (unfinished[i][0]) unlink(unfinished[i]);
+    if (write(STDERR_FILENO, text, sizeof text - 1) < 0) _exit(1);
+    _exit(1);
+}
+
 static const int caught[] = { SIGINT, SIGTERM, SIGHUP };
 enum { CAUGHT = sizeof caught / sizeof *caught };
 
@@ -47,6 +57,8 @@ void cli_output_setup(void) {
         sigaction(caught[i], NULL, &old);
         if (old.sa_handler != SIG_IGN) sigaction(caught[i], &action, NULL);   /* nohup stays in force */
     }
+    action.sa_handler = input_vanished;
+    sigaction(SIGBUS, &action, NULL);
 }
 
 static int fail(const cli_output *o, const char *doing) {

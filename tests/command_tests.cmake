@@ -22,7 +22,7 @@ if(ATTN_BUILD_CLI)
     if(Python3_FOUND)
         add_test(NAME cli COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/test_cli.py $<TARGET_FILE:attn_cli>)
         set_tests_properties(cli PROPERTIES TIMEOUT 300)
-        if(NOT ATTN_SANITIZE)   # sanitizers bring their own malloc
+        if(NOT ATTN_SANITIZE AND NOT CMAKE_C_FLAGS MATCHES coverage)   # those allocate for themselves
             add_library(fail_malloc SHARED fail_malloc.c)
             set_target_properties(fail_malloc PROPERTIES C_EXTENSIONS OFF)
             set_tests_properties(cli PROPERTIES ENVIRONMENT "ATTN_FAIL_MALLOC=$<TARGET_FILE:fail_malloc>")

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import pathlib
+import pty
 import random
 import resource
 import shutil
@@ -452,6 +453,48 @@ class Outputs(Case):
             self.assertEqual(self.left_behind(), [])
         self.assertEqual(old, (pathlib.Path("o.npy").read_bytes(), pathlib.Path("lse.npy").read_bytes()))
 
+    def test_full_file_system(self):
+        os.mkdir("small")
+        if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", "small"], capture_output=True).returncode:
+            self.skipTest("may not mount a small file system here")
+        self.addCleanup(subprocess.run, ["umount", "small"])
+        self.run_qkv("--out", "small/o.npy")
+        old = pathlib.Path("small/o.npy").read_bytes()
+        self.qkv(q_len=500, dim=16, v_dim=16)       # 256 KB of O
+        result = self.run_qkv("--out", "small/o.npy", code=1)
+        self.assertIn("No space left", result.stderr)
+        self.assertEqual(os.listdir("small"), ["o.npy"])
+        self.assertEqual(pathlib.Path("small/o.npy").read_bytes(), old)
+
+    def test_input_shrinks_while_it_is_read(self):
+        codes = set()
+        for n in range(12):
+            with open("big.npy", "wb") as file:
+                file.write(self.big_header(6 << 20))
+                file.truncate(128 + 4 * (6 << 20))
+            process = subprocess.Popen([ATTN, "inspect", "big.npy"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+            time.sleep(0.003 * (n + 1))
+            os.truncate("big.npy", 200)
+            error = process.communicate(timeout=60)[1]
+            codes.add(process.returncode)
+            if process.returncode:
+                self.assertIn(b"error: ", error)
+        self.assertLessEqual(codes, {0, 1})
+
+    def test_progress_only_on_a_terminal(self):
+        tensors = {f"{case}.{name}": getattr(self, name) for case in "abc" for name in "qkv"}
+        pathlib.Path("in.safetensors").write_bytes(safetensors_bytes(tensors))
+        self.assertEqual(self.attn("run", "--in", "in.safetensors", "--out", "o.safetensors").stderr, "")
+        ours, theirs = pty.openpty()
+        result = subprocess.run([ATTN, "run", "--in", "in.safetensors", "--out", "o.safetensors"], stderr=theirs,
+                                stdout=subprocess.PIPE, timeout=60)
+        os.close(theirs)
+        shown = os.read(ours, 65536).decode()
+        os.close(ours)
+        self.assertEqual(result.returncode, 0)
+        self.assertIn("case 1 of 3", shown)
+        self.assertTrue(shown.endswith("\r\033[K"))
+
     def test_both_outputs_or_none(self):
         self.run_qkv("--out", "o.npy", "--lse", "/dev/full", code=1)
         self.assertFalse(os.path.exists("o.npy"))
@@ -471,17 +514,16 @@ class Outputs(Case):
                 self.assertEqual(result.returncode, 1, words)
                 self.assertIn("standard output", result.stderr)
 
+    def big_header(self, count):
+        text = b"{'descr': '<f4', 'fortran_order': False, 'shape': (%d,), }" % count
+        return b"\x93NUMPY\x01\x00" + struct.pack("<H", 118) + text.ljust(117) + b"\n"
+
     def interrupted(self, number, delays):
         """Signal a conversion of 24 MB at some instants; whole old or whole new, and no rest. @return exit codes."""
         codes = []
-        big = Array((1,), [1.0])
-        count = 6 << 20
-        header = npy_bytes(big).replace(b"(1,)", b"(%d,)" % count)[:128]
-        header = header.replace(b" " * (len(str(count)) - 1) + b"\n", b"\n")
-        header = header[:8] + struct.pack("<H", len(header) - 10) + header[10:]
         with open("big.npy", "wb") as file:
-            file.write(header)
-            file.truncate(len(header) + 4 * count)
+            file.write(self.big_header(6 << 20))
+            file.truncate(128 + 4 * (6 << 20))
         whole = os.path.getsize("big.npy")
         for delay in delays:
             pathlib.Path("out.npy").write_text("old")

@@ -116,8 +116,23 @@ def problems():
     return cases
 
 
+OPTIONS = {
+    "plain": "--b 1 --hq 8 --sq 2k --d 64 --causal --dtype bf16",
+    "lists": "--sq 1k,2k,4k --causal=0,1 --window 1,0/-1,2 --dtype f32,f16",
+    "everything": "--bias f16 --mask --alibi 2 --sinks --packed --packed-kv --q-total 9 --kv-total 9 --seqused-q --seqused "
+                  "--leftpad --batch-index --kv-batch 3 --page-size 16 --pages 99 --v-in-k --strict --top-left --softcap 30 "
+                  "--scale -0.5 --o-dtype f32 --kernel x,y --backend cuda --device 1 --threads 1,2 --splits 4 --layout bhsd",
+    "wrong": "--sq x --nothing --window 1 --dtype f8 -q --d",
+    "equals": "--sq=1m --d=1024 --causal=1 -- operand --sq",
+    "huge": "--sq 1099511627776 --sk 1099511627776 --hq 1099511627776 --layout bhsd --bias f32 --page-size 3 --packed",
+    "empty_items": "--sq ,, --kernel ,a, --window /",
+}
+
+
 def main():
-    for name, inputs in {"npy": NPY, "safetensors": SAFETENSORS, "problem": problems()}.items():
+    options = {name: line.replace(" ", "\n").encode() for name, line in OPTIONS.items()}
+    everything = {"npy": NPY, "safetensors": SAFETENSORS, "problem": problems(), "options": options}
+    for name, inputs in everything.items():
         folder = pathlib.Path(sys.argv[1]) / name
         folder.mkdir(parents=True, exist_ok=True)
         for stem, data in inputs.items():
