@@ -2,8 +2,7 @@
  * each term is for: docs/numerics.md. */
 #include "data.h"
 
-/* Roundoff of one number: of f32 arithmetic, and of P and O where they are stored in the dtype. */
-static double unit(attn_dtype dtype) { return dtype == ATTN_F16 ? 0x1p-11 : dtype == ATTN_BF16 ? 0x1p-8 : 0x1p-24; }
+double check_unit(attn_dtype dtype) { return dtype == ATTN_F16 ? 0x1p-11 : dtype == ATTN_BF16 ? 0x1p-8 : 0x1p-24; }
 
 void check_bounds(const attn_problem *p, const check_row *row, double *o_bound, double *lse_bound) {
     /* Roundings of a sum of n numbers mostly cancel (sqrt); where all numbers are alike (a first token that looks at
@@ -16,7 +15,7 @@ void check_bounds(const attn_problem *p, const check_row *row, double *o_bound, 
             continue;
         }
         const double scores = u * 2 * row->drift[d], accumulation = u * sums * row->weight[d];
-        const double stored_p = unit(p->dtype) * row->weight[d], stored_o = unit(p->o_dtype) * fabs(row->o[d]);
+        const double stored_p = check_unit(p->dtype) * row->weight[d], stored_o = check_unit(p->o_dtype) * fabs(row->o[d]);
         double tiny = 0x1p-125 * (row->tail[d] + 1);          /* p, v or o that f32 or bf16 flushes to 0 */
         if (p->dtype == ATTN_F16) tiny += 0x1p-25 * row->tail[d];
         if (p->o_dtype == ATTN_F16) tiny += 0x1p-25;

@@ -97,6 +97,11 @@ static attn_status run_once(call *c, int pattern, check_verdict *v, uint64_t *ha
     return ATTN_OK;
 }
 
+/* A wrong candidate may have written them; the next one gets clean ones. */
+static void restore_inputs(check_data *data) {
+    for (int n = 0; n < AREA_WORKSPACE; n++) check_area_upload(data, (area_name)n);
+}
+
 attn_status check_run(check_candidate *candidate, check_data *data, const attn_options *options, int repeats,
                       check_verdict *verdict, const char **refusal) {
     static const int patterns[] = { 0, 3, 1, 2 };
@@ -121,6 +126,7 @@ attn_status check_run(check_candidate *candidate, check_data *data, const attn_o
     }
     candidate->finish(candidate);
     check_area_destroy(data, AREA_WORKSPACE);
+    if (!verdict->ok) restore_inputs(data);
     if (status) verdict->ok = 0;
     return status;
 }

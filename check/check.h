@@ -85,7 +85,8 @@ typedef struct check_verdict {
     double o_error, lse_error;      /* largest |x - oracle| */
     double o_ratio, lse_ratio;      /* largest error / bound; > 1 is wrong */
     double rms_error;               /* of O */
-    double rms_ratio;               /* root mean square of error / bound of O: the tensor-level gate */
+    double rms_ratio;               /* root mean square of error / bound of O; 0 for fewer than 256 elements */
+    double bias;                    /* mean error of a 16-bit O away from 0, in roundoffs; 0 where it says nothing */
     int64_t rows, rows_checked;     /* rows of O; large cases compare a sample of them, spread and at the edges */
     char   reason[512];             /* "" or the first wrong element: place, value, expected, allowed, suspicion */
 } check_verdict;

@@ -61,6 +61,10 @@ double check_pairs(const check_data *data);
 void check_fill_row(const check_data *data, area_name tensor, int64_t b, int64_t head, int64_t position, int64_t count,
                     double *row);
 
-/* bound.c */
+/* bound.c. The two gates of a whole tensor; calibration: docs/numerics.md. */
+#define CHECK_MOST_RMS 0.5
+#define CHECK_MOST_BIAS 0.3
+/* Relative roundoff of one number of the dtype. */
+double check_unit(attn_dtype dtype);
 void check_bounds(const attn_problem *p, const check_row *row, double *o_bound, double *lse_bound);
 #endif

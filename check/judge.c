@@ -11,6 +11,8 @@ typedef struct sight {
     unsigned char *o, *lse;         /* downloaded areas */
     int64_t        wrong, compared;
     double         squares, ratio_squares;
+    int64_t        rounded;         /* elements of a 16-bit O that are normal numbers */
+    double         bias;            /* sum of their errors away from 0, in units of roundoff */
 } sight;
 
 #if defined(__GNUC__)
@@ -60,6 +62,28 @@ static void compare_o(sight *s, int64_t n, int64_t d, double got) {
     s->compared++;
     s->squares += error * error;
     if (bound > 0) s->ratio_squares += error / bound * (error / bound);
+    if (s->data->problem.o_dtype != ATTN_F32 && fabs(expected) > 0x1p-14) {
+        s->rounded++;
+        s->bias += (fabs(got) - fabs(expected)) / (check_unit(s->data->problem.o_dtype) * fabs(expected));
+    }
+}
+
+/* What no single element shows: errors that are large on the whole, or all in one direction (O cut instead of rounded).
+ * Only data without repeating values has the right for the second: equal numbers round alike. */
+static void compare_whole(sight *s) {
+    enum { ENOUGH = 256 };
+    const check_data *data = s->data;
+    check_verdict *v = s->verdict;
+    if (s->compared) v->rms_error = sqrt(s->squares / (double)s->compared);
+    if (s->compared >= ENOUGH) v->rms_ratio = sqrt(s->ratio_squares / (double)s->compared);
+    if (s->rounded >= ENOUGH) v->bias = s->bias / (double)s->rounded;
+    if (data->what.fill != CHECK_FILL_gaussian && data->what.fill != CHECK_FILL_heavy) v->bias = 0;
+    if (!(v->rms_ratio <= CHECK_MOST_RMS))
+        reject(v, "o: errors of all %lld elements are %.3g of their bounds (root mean square), at most %.3g is right",
+               (long long)s->compared, v->rms_ratio, CHECK_MOST_RMS);
+    if (!(fabs(v->bias) <= CHECK_MOST_BIAS))
+        reject(v, "o: errors point the same way, %.3g roundoffs on average over %lld elements, at most %.3g is right",
+               v->bias, (long long)s->rounded, CHECK_MOST_BIAS);
 }
 
 static void compare_lse(sight *s, int64_t n, double got) {
@@ -184,8 +208,7 @@ void check_data_judge(check_data *data, check_verdict *verdict) {
     } else {
         compare_rows(&s);
         compare_rest(&s);
-        if (s.compared) verdict->rms_error = sqrt(s.squares / (double)s.compared);
-        if (s.compared) verdict->rms_ratio = sqrt(s.ratio_squares / (double)s.compared);
+        compare_whole(&s);
         if (data->poisoned) {
             check_gaps(&s, AREA_O, s.o, check_element_size(data->problem.o_dtype), data->problem.v_dim);
             if (s.lse) check_gaps(&s, AREA_LSE, s.lse, 4, 1);

@@ -19,7 +19,7 @@ static inline double value(sum2 s) { return isfinite(s.carry) ? s.sum + s.carry 
 typedef struct scores {
     int64_t count;                  /* visible keys */
     int64_t *key;
-    double *score, *reach;          /* reach: |scale| max(sum |q k|, 2 |partial sums|_2) + |bias| + ALiBi + softcap */
+    double *score, *reach;          /* reach: |scale| * (see score_key) + |bias| + ALiBi + softcap */
     double *q, *row;                /* one row of Q, K or V, widened */
 } scores;
 
@@ -43,18 +43,21 @@ static void widen_row(const void *x, attn_dtype dtype, int64_t place, int64_t co
     for (int64_t d = 0; d < count; d++) row[d] = check_widen(x, dtype, place + d);
 }
 
-/* score = scale (q . k), softcap, + bias, + ALiBi. The products are exact, d <= 1024: f64 needs no carry here. */
+/* score = scale (q . k), softcap, + bias, + ALiBi. The products are exact, d <= 1024: f64 needs no carry here.
+ * The reach of a dot product: sum |q k|, or what its partial sums let f32 lose, whether at random (their 2-norm) or in
+ * one direction, as near-equal terms do (their 1-norm). */
 static void score_key(const attn_problem *p, const attn_tensors *t, scores *s, int64_t b, int64_t h, int64_t i,
                       int64_t j) {
-    double dot = 0, size = 0, squares = 0;
+    double dot = 0, size = 0, squares = 0, length = 0;
     for (int64_t d = 0; d < p->qk_dim; d++) {
         const double product = s->q[d] * s->row[d];
         dot += product;
         size += fabs(product);
         squares += dot * dot;
+        length += fabs(dot);
     }
-    const double path = 2 * sqrt(squares);
-    double x = (double)p->scale * dot, reach = fabs((double)p->scale) * (path > size ? path : size);
+    const double path = fmax(2 * sqrt(squares), length / 4);
+    double x = (double)p->scale * dot, reach = fabs((double)p->scale) * (path < size ? size : path);
     if (p->softcap > 0) {
         const double bent = tanh(x / (double)p->softcap), slope = 1 - bent * bent;
         x = (double)p->softcap * bent;

@@ -5,6 +5,7 @@
 #include "gpu.h"
 #include <fnmatch.h>
 #include <setjmp.h>
+#include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,7 +18,7 @@ typedef struct tally {
     const char *name, *unavailable;
     attn_device device;
     int64_t     passed, failed, refused;
-    double      o_ratio, lse_ratio, rms_ratio;
+    double      o_ratio[4], lse_ratio, rms_ratio, bias;   /* O: by dtype of Q */
 } tally;
 
 static tally  kernels[MAX_KERNELS];
@@ -55,15 +56,15 @@ static void report_failure(const check_case *c, const char *kernel, int align_en
     char command[1024];
     if (failures_printed++ >= 40) return;
     check_case_command(c, kernel, command, sizeof command);
-    printf("FAIL %s\n     %s%s%s\n", v->reason, command, align_end ? "" : " --align begin",
-           c->shape && strcmp(c->shape, "random") ? "" : "   (random problem)");
+    printf("FAIL %s\n     %s   (tensors at the %s of their pages)\n", v->reason, command, align_end ? "end" : "beginning");
 }
 
-static void count(tally *k, const check_verdict *v, int has_work) {
+static void count(tally *k, const check_verdict *v, attn_dtype dtype, int has_work) {
     k->passed += has_work;
-    if (v->o_ratio > k->o_ratio) k->o_ratio = v->o_ratio;
+    if (v->o_ratio > k->o_ratio[dtype]) k->o_ratio[dtype] = v->o_ratio;
     if (v->lse_ratio > k->lse_ratio) k->lse_ratio = v->lse_ratio;
     if (v->rms_ratio > k->rms_ratio) k->rms_ratio = v->rms_ratio;
+    if (fabs(v->bias) > fabs(k->bias)) k->bias = v->bias;
 }
 
 /* All kernels of a device on one case. */
@@ -92,7 +93,7 @@ static void check_device(const check_case *c, const check_memory *memory, int al
             report_failure(c, k->name, align_end, &verdict);
             if (status == ATTN_DEVICE_ERROR) stop_device(device);
         } else {
-            count(k, &verdict, verdict.rows > 0);
+            count(k, &verdict, check_data_problem(data)->dtype, verdict.rows > 0);
         }
     }
     check_data_destroy(data);
@@ -153,8 +154,9 @@ static void test_random(void **state) {
 static void test_summary(void **state) {
     (void)state;
     int bad = 0;
-    printf("%-30s %7s %7s %7s   worst error / bound: %6s %6s %6s\n", "kernel", "passed", "failed", "refused", "O", "LSE",
-           "rms O");
+    printf("%56s largest error / bound     | O as a whole\n", "");
+    printf("%-30s %7s %7s %7s | %6s %6s %6s %6s | %6s %6s\n", "kernel", "passed", "failed", "refused", "O f32", "O f16",
+           "O bf16", "LSE", "rms", "bias");
     for (int n = 0; n < kernel_count; n++) {
         const tally *k = &kernels[n];
         if (k->unavailable) {
@@ -162,8 +164,9 @@ static void test_summary(void **state) {
             bad += k->failed > 0;
             continue;
         }
-        printf("%-30s %7lld %7lld %7lld   %20s %6.3f %6.3f %6.3f%s\n", k->name, (long long)k->passed, (long long)k->failed,
-               (long long)k->refused, "", k->o_ratio, k->lse_ratio, k->rms_ratio, k->passed ? "" : "   NO SHAPE REACHED IT");
+        printf("%-30s %7lld %7lld %7lld | %6.3f %6.3f %6.3f %6.3f | %6.3f %6.3f%s\n", k->name, (long long)k->passed,
+               (long long)k->failed, (long long)k->refused, k->o_ratio[ATTN_F32], k->o_ratio[ATTN_F16],
+               k->o_ratio[ATTN_BF16], k->lse_ratio, k->rms_ratio, k->bias, k->passed ? "" : "   NO SHAPE REACHED IT");
         bad += k->failed > 0 || !k->passed;
     }
     if (failures_printed > 40) printf("%d further failures not printed\n", failures_printed - 40);
