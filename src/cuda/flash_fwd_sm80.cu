@@ -3,7 +3,7 @@
  * step, and finds the next maximum while it multiplies P by V. Lesson: learn/flash_attention/flash_mma.cu. */
 #include "flash_fwd_sm80.h"
 #include "ptx_sm80.h"
-#include "sequence.h"
+#include "../sequence.h"
 #include <float.h>
 #include <math.h>
 
@@ -18,10 +18,11 @@ typedef struct block_rows {
     int64_t h;
     float slope;
     int q_len, kv_len, q_rows;
+    int block_row;
     int low_offset, high_offset;    /* query i sees max(0, i + low_offset) <= j < min(kv_len, i + high_offset) */
 } block_rows;
-/* Steps that a warp computes, and those that all its rows see in full: low <= step < high. */
-typedef struct warp_steps { int low, high, full_low, full_high; } warp_steps;
+/* Steps that a warp or the block computes, low <= step < high, and those that all its rows see in full. */
+typedef struct row_steps { int low, high, full_low, full_high; } row_steps;
 
 PTX_INLINE int row_low(const block_rows &rows, int i) { return max(0, i + rows.low_offset); }
 PTX_INLINE int row_high(const block_rows &rows, int i) { return min(rows.kv_len, i + rows.high_offset); }
@@ -44,8 +45,8 @@ PTX_INLINE block_rows rows_of(const attn_problem &p, const attn_tensors &t, int6
 }
 
 /* Steps of KEYS keys for rows first .. last. */
-template <int KEYS> PTX_INLINE warp_steps steps_of(const block_rows &rows, int first, int last) {
-    warp_steps w;
+template <int KEYS> PTX_INLINE row_steps steps_of(const block_rows &rows, int first, int last) {
+    row_steps w;
     last = min(last, rows.q_len - 1);
     w.low = row_low(rows, first) / KEYS;
     w.high = last < first ? w.low : (row_high(rows, last) + KEYS - 1) / KEYS;
@@ -53,6 +54,12 @@ template <int KEYS> PTX_INLINE warp_steps steps_of(const block_rows &rows, int f
     w.full_low = (row_low(rows, last) + KEYS - 1) / KEYS;
     w.full_high = max(row_high(rows, first), 0) / KEYS;
     return w;
+}
+
+PTX_INLINE row_steps load_steps(uint32_t from_smem) {
+    uint32_t r[4];
+    load_smem_16(r, from_smem);
+    return row_steps{ (int)r[0], (int)r[1], (int)r[2], (int)r[3] };
 }
 
 /* ---- shared memory tiles: rows of DIM elements; 16-byte chunks are permuted so that 8 rows of a column of chunks lie
@@ -66,6 +73,16 @@ template <int DIM> PTX_INLINE uint32_t tile_offset(int row, int chunk) {
 template <int DIM> PTX_INLINE uint32_t fragment(uint32_t lane_smem, int pair) {
     const int period = DIM % 64 == 0 ? 4 : 2;
     return (lane_smem ^ (uint32_t)(pair % period << 5)) + (uint32_t)(pair / period * period * 32);
+}
+
+/* Where this lane's rows of the fragments of K and of V begin in a tile: cheaper to find again than to keep. */
+template <int DIM> PTX_INLINE uint32_t k_lane(void) {
+    const int lane = recompute((int)threadIdx.x) % 32;
+    return tile_offset<DIM>(lane % 8 + lane / 16 * 8, lane / 8 % 2);
+}
+template <int DIM> PTX_INLINE uint32_t v_lane(void) {
+    const int lane = recompute((int)threadIdx.x) % 32;
+    return tile_offset<DIM>(lane % 16, lane / 16);
 }
 
 /* Rows 0 .. ROWS - 1 of a matrix; rows from `valid` on and columns from `dim` on become zeros. */
@@ -121,7 +138,7 @@ PTX_INLINE void load_rows(const flash_fwd_args &a, const block_rows &rows, uint3
 
 /* p = exp2(s * scale - m) of one 16 x 8 block, narrowed; l += p. */
 template <int DTYPE>
-PTX_INLINE void probabilities(uint32_t (&p)[2], float (&l)[2], const float (&s)[4], const float (&m)[2], float scale) {
+PTX_INLINE void probabilities(uint32_t *p, float (&l)[2], const float (&s)[4], const float (&m)[2], float scale) {
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         const float a = exp2_approx(fmaf(s[2 * half], scale, -m[half]));
@@ -131,28 +148,16 @@ PTX_INLINE void probabilities(uint32_t (&p)[2], float (&l)[2], const float (&s)[
     }
 }
 
-PTX_INLINE void raise_top(float (&top)[2], const float (&s)[4]) {
-    top[0] = fmaxf(top[0], fmaxf(s[0], s[1]));
-    top[1] = fmaxf(top[1], fmaxf(s[2], s[3]));
-}
-
+/* This thread's share of the row maxima. */
 template <int ROWS, int KEYS> PTX_INLINE void tops(float (&top)[ROWS][2], const float (&s)[ROWS][KEYS / 8][4]) {
 #pragma unroll
     for (int r = 0; r < ROWS; r++)
 #pragma unroll
-        for (int n = 0; n < KEYS / 8; n++) raise_top(top[r], s[r][n]);
-}
-
-/* The last step's p and l, without a next step; s_next becomes "no keys". */
-template <int DTYPE, int ROWS, int KEYS>
-PTX_INLINE void softmax_only(float (&s_next)[ROWS][KEYS / 8][4], uint32_t (&p)[ROWS][KEYS / 8][2], float (&l)[ROWS][2],
-                             const float (&s)[ROWS][KEYS / 8][4], const float (&m)[ROWS][2], float scale) {
+        for (int half = 0; half < 2; half++) {
+            top[r][half] = fmaxf(s[r][0][2 * half], s[r][0][2 * half + 1]);
 #pragma unroll
-    for (int r = 0; r < ROWS; r++)
-#pragma unroll
-        for (int n = 0; n < KEYS / 8; n++) {
-            probabilities<DTYPE>(p[r][n], l[r], s[r][n], m[r], scale);
-            s_next[r][n][0] = s_next[r][n][1] = s_next[r][n][2] = s_next[r][n][3] = -INFINITY;
+            for (int n = 1; n < KEYS / 8; n++)
+                top[r][half] = fmaxf(top[r][half], fmaxf(s[r][n][2 * half], s[r][n][2 * half + 1]));
         }
 }
 
@@ -174,67 +179,68 @@ PTX_INLINE void rescale(float (&o)[ROWS][DV / 8][4], float (&l)[ROWS][2], float 
         }
 }
 
-/* ---- the two products ---- */
+/* ---- the two products; fragments are requested one multiplication ahead ---- */
 
-/* s_next = Q K^T of the next step, and beside it p, l from the scores s of this one. */
+/* s = Q K^T. */
 template <int DTYPE, int DK, int ROWS, int KEYS, int Q_REG>
-PTX_INLINE void scores(float (&s_next)[ROWS][KEYS / 8][4], const uint32_t (&q_reg)[ROWS][Q_REG ? DK / 16 : 1][4],
-                       uint32_t q_smem, uint32_t k_smem, uint32_t (&p)[ROWS][KEYS / 8][2], float (&l)[ROWS][2],
-                       const float (&s)[ROWS][KEYS / 8][4], const float (&m)[ROWS][2], float scale) {
-    const int blocks = ROWS * KEYS / 8, steps = DK / 16;
+PTX_INLINE void scores(float (&s)[ROWS][KEYS / 8][4], const uint32_t (&q_reg)[ROWS][Q_REG ? DK / 16 : 1][4],
+                       uint32_t q_smem, uint32_t k_smem) {
+    const int steps = DK / 16, columns = KEYS / 16;
+    uint32_t a[2][ROWS][4], b[2][4];
 #pragma unroll
-    for (int r = 0; r < ROWS; r++)
+    for (int r = 0; r < ROWS; r++) {
+        if (!Q_REG) load_matrix_x4(a[0][r], q_smem + r * 16 * DK * 2);
 #pragma unroll
-        for (int n = 0; n < KEYS / 8; n++)
+        for (int n = 0; n < KEYS / 8; n++) s[r][n][0] = s[r][n][1] = s[r][n][2] = s[r][n][3] = 0;
+    }
+    load_matrix_x4(b[0], k_smem);
 #pragma unroll
-            for (int e = 0; e < 4; e++) s_next[r][n][e] = 0;
+    for (int d = 0; d < steps; d++)
 #pragma unroll
-    for (int d = 0; d < steps; d++) {
-        uint32_t a[ROWS][4];
+        for (int n = 0; n < columns; n++) {
+            const int now = (d * columns + n) % 2, next_d = n + 1 < columns ? d : d + 1, next_n = (n + 1) % columns;
+            if (next_d < steps) load_matrix_x4(b[1 - now], fragment<DK>(k_smem, next_d) + next_n * 16 * DK * 2);
 #pragma unroll
-        for (int r = 0; r < ROWS; r++)
-            if (Q_REG)
-#pragma unroll
-                for (int e = 0; e < 4; e++) a[r][e] = q_reg[r][Q_REG ? d : 0][e];
-            else load_matrix_x4(a[r], fragment<DK>(q_smem, d) + r * 16 * DK * 2);
-#pragma unroll
-        for (int n = 0; n < KEYS / 16; n++) {
-            uint32_t b[4];
-            load_matrix_x4(b, fragment<DK>(k_smem, d) + n * 16 * DK * 2);
+            for (int r = 0; r < ROWS; r++)
+                if (!Q_REG && n == 0 && d + 1 < steps)
+                    load_matrix_x4(a[(d + 1) % 2][r], fragment<DK>(q_smem, d + 1) + r * 16 * DK * 2);
 #pragma unroll
             for (int r = 0; r < ROWS; r++) {
-                mma_16x8x16<DTYPE>(s_next[r][2 * n], a[r], b[0], b[1]);
-                mma_16x8x16<DTYPE>(s_next[r][2 * n + 1], a[r], b[2], b[3]);
+                const uint32_t *q = Q_REG ? q_reg[r][Q_REG ? d : 0] : a[d % 2][r];
+                mma_16x8x16<DTYPE>(s[r][2 * n], q, b[now][0], b[now][1]);
+                mma_16x8x16<DTYPE>(s[r][2 * n + 1], q, b[now][2], b[now][3]);
             }
         }
-#pragma unroll
-        for (int block = d * blocks / steps; block < (d + 1) * blocks / steps; block++) {
-            const int r = block % ROWS, n = block / ROWS;
-            probabilities<DTYPE>(p[r][n], l[r], s[r][n], m[r], scale);
-        }
-    }
 }
 
-/* o += P V, and beside it the row maxima of the next scores. */
+/* o += P V with P = exp2(s * scale - m), made 16 keys ahead of its use. */
 template <int DTYPE, int DV, int ROWS, int KEYS>
-PTX_INLINE void accumulate(float (&o)[ROWS][DV / 8][4], const uint32_t (&p)[ROWS][KEYS / 8][2], uint32_t v_smem,
-                           float (&top)[ROWS][2], const float (&s_next)[ROWS][KEYS / 8][4]) {
-    const int blocks = ROWS * KEYS / 8, steps = KEYS / 16 * (DV / 16);
+PTX_INLINE void accumulate(float (&o)[ROWS][DV / 8][4], float (&l)[ROWS][2], const float (&s)[ROWS][KEYS / 8][4],
+                           const float (&m)[ROWS][2], float scale, uint32_t v_smem) {
+    const int steps = KEYS / 16, columns = DV / 16, blocks = 2 * ROWS;
+    uint32_t p[2][ROWS][4], b[2][4];
+    load_matrix_x4_transposed(b[0], v_smem);
 #pragma unroll
-    for (int step = 0; step < steps; step++) {
-        const int j = step / (DV / 16), d = step % (DV / 16);
-        uint32_t b[4];
-        load_matrix_x4_transposed(b, fragment<DV>(v_smem, d) + j * 16 * DV * 2);
+    for (int block = 0; block < blocks; block++)
+        probabilities<DTYPE>(&p[0][block / 2][block % 2 * 2], l[block / 2], s[block / 2][block % 2], m[block / 2], scale);
 #pragma unroll
-        for (int r = 0; r < ROWS; r++) {
-            const uint32_t a[4] = { p[r][2 * j][0], p[r][2 * j][1], p[r][2 * j + 1][0], p[r][2 * j + 1][1] };
-            mma_16x8x16<DTYPE>(o[r][2 * d], a, b[0], b[1]);
-            mma_16x8x16<DTYPE>(o[r][2 * d + 1], a, b[2], b[3]);
+    for (int j = 0; j < steps; j++)
+#pragma unroll
+        for (int d = 0; d < columns; d++) {
+            const int now = (j * columns + d) % 2, next_j = d + 1 < columns ? j : j + 1, next_d = (d + 1) % columns;
+            if (next_j < steps) load_matrix_x4_transposed(b[1 - now], fragment<DV>(v_smem, next_d) + next_j * 16 * DV * 2);
+#pragma unroll
+            for (int r = 0; r < ROWS; r++) {
+                mma_16x8x16<DTYPE>(o[r][2 * d], p[j % 2][r], b[now][0], b[now][1]);
+                mma_16x8x16<DTYPE>(o[r][2 * d + 1], p[j % 2][r], b[now][2], b[now][3]);
+            }
+            if (j + 1 < steps)
+#pragma unroll
+                for (int block = d * blocks / columns; block < (d + 1) * blocks / columns; block++) {
+                    const int r = block / 2, n = block % 2;
+                    probabilities<DTYPE>(&p[(j + 1) % 2][r][n * 2], l[r], s[r][2 * (j + 1) + n], m[r], scale);
+                }
         }
-#pragma unroll
-        for (int block = step * blocks / steps; block < (step + 1) * blocks / steps; block++)
-            raise_top(top[block % ROWS], s_next[block % ROWS][block / ROWS]);
-    }
 }
 
 /* ---- options on scores (rich) and masks ---- */
@@ -246,6 +252,9 @@ PTX_INLINE float bias_at(const flash_fwd_args &a, const block_rows &rows, int i,
     const uint16_t x = ((const uint16_t *)a.t.bias)[offset];
     return a.p.bias_dtype == ATTN_F16 ? widen<PTX_F16>(x) : widen<PTX_BF16>(x);
 }
+
+/* Keys may be hidden anywhere. */
+template <int RICH> PTX_INLINE bool has_holes(const flash_fwd_args &a) { return RICH && (a.p.has_mask || a.p.bias_dtype); }
 
 template <int RICH>
 PTX_INLINE bool sees(const flash_fwd_args &a, const block_rows &rows, int i, int j) {
@@ -269,8 +278,9 @@ PTX_INLINE float rich_score(const flash_fwd_args &a, const block_rows &rows, int
 }
 
 template <int ROWS, int KEYS, int RICH>
-PTX_INLINE void mask_scores(float (&x)[ROWS][KEYS / 8][4], const flash_fwd_args &a, const block_rows &rows, int first_row, int first_key) {
-    const int lane = (int)threadIdx.x % 32;
+PTX_INLINE void mask_scores(float (&x)[ROWS][KEYS / 8][4], const flash_fwd_args &a, const block_rows &rows, int first_key) {
+    const int thread = recompute((int)threadIdx.x), lane = thread % 32;
+    const int first_row = rows.block_row + thread / 32 * ROWS * 16;
 #pragma unroll
     for (int r = 0; r < ROWS; r++)
 #pragma unroll
@@ -320,9 +330,11 @@ template <int DTYPE> PTX_INLINE float o_at(const flash_fwd_args &a, int64_t offs
 
 /* O += every non-finite V that a row sees, over the keys of partial steps. A thread owns a column of some rows. */
 template <int DTYPE, int KEYS, int RICH, int THREADS>
-PTX_INLINE void add_nonfinite(const flash_fwd_args &a, const block_rows &rows, const warp_steps &block, int block_row,
-                              int block_height, bool holes) {
+PTX_INLINE void add_nonfinite(const flash_fwd_args &a, const block_rows &rows, int block_height) {
     const int64_t kv_head = rows.h / (a.p.q_heads / a.p.kv_heads);
+    const int block_row = rows.block_row;
+    const row_steps block = steps_of<KEYS>(rows, block_row, block_row + block_height - 1);
+    const bool holes = has_holes<RICH>(a);
 #pragma unroll 1
     for (int i = block_row; i < min(block_row + block_height, rows.q_len); i++)
 #pragma unroll 1
@@ -348,8 +360,10 @@ PTX_INLINE void add_nonfinite(const flash_fwd_args &a, const block_rows &rows, c
 
 template <int DTYPE, int DV, int ROWS, int RICH>
 PTX_INLINE void store(float (&o)[ROWS][DV / 8][4], float (&l)[ROWS][2], const float (&m)[ROWS][2],
-                      const flash_fwd_args &a, const block_rows &rows, int first_row, uint32_t warp_smem) {
-    const int lane = (int)threadIdx.x % 32;
+                      const flash_fwd_args &a, const block_rows &rows, uint32_t o_smem, uint32_t warp_bytes) {
+    const int thread = recompute((int)threadIdx.x), lane = thread % 32;
+    const int first_row = rows.block_row + thread / 32 * ROWS * 16;
+    const uint32_t warp_smem = o_smem + thread / 32 * warp_bytes;
 #pragma unroll
     for (int r = 0; r < ROWS; r++)
 #pragma unroll
@@ -398,11 +412,11 @@ PTX_INLINE void flash_fwd(const flash_fwd_args &a) {
     extern __shared__ __align__(1024) unsigned char smem[];
     __shared__ block_rows rows;
     __shared__ int v_nonfinite;
-    __shared__ __align__(16) warp_steps steps_of_warp[WARPS];
     const int threads = WARPS * 32, warp_height = ROWS * 16, block_height = WARPS * warp_height;
     const uint32_t k_bytes = KEYS * DK * 2, v_bytes = KEYS * DV * 2;
     const uint32_t q_smem = smem_address(smem), k_smem = q_smem + block_height * DK * 2;
-    const uint32_t v_smem = k_smem + STAGES * k_bytes;
+    const uint32_t v_smem = k_smem + STAGES * k_bytes, steps_smem = v_smem + STAGES * v_bytes;
+    const uint32_t pointers_smem = steps_smem + 16 * (1 + WARPS);
 
     /* Which rows: longest first within a group of heads. */
     const uint32_t group_blocks = a.group * a.row_blocks, group = blockIdx.x / group_blocks;
@@ -413,43 +427,47 @@ PTX_INLINE void flash_fwd(const flash_fwd_args &a) {
     if (threadIdx.x == 0) v_nonfinite = 0, rows = rows_of(a.p, a.t, head / (uint32_t)a.p.q_heads, head % (uint32_t)a.p.q_heads);
     block_barrier();
     if (block_row >= rows.q_rows) return;
-    if (lane == 0) steps_of_warp[warp] = steps_of<KEYS>(rows, first_row, first_row + warp_height - 1);
-    const bool holes = RICH && (a.p.has_mask || a.p.bias_dtype);    /* keys may be hidden anywhere */
-    const warp_steps block = steps_of<KEYS>(rows, block_row, block_row + block_height - 1);
+    const row_steps block = steps_of<KEYS>(rows, block_row, block_row + block_height - 1);
+    row_steps *steps = (row_steps *)(smem + steps_smem - q_smem);     /* of the block (low: kv_len), of each warp */
+    if (threadIdx.x == 0) steps[0] = block, steps[0].low = rows.kv_len, rows.block_row = block_row;
+    if (lane == 0) steps[1 + warp] = steps_of<KEYS>(rows, first_row, first_row + warp_height - 1);
 
-    const uint16_t *k = (const uint16_t *)a.t.k, *v = (const uint16_t *)a.t.v, *q = (const uint16_t *)a.t.q;
-    const int64_t kv_head = rows.h / (a.p.q_heads / a.p.kv_heads);
-    if (RICH) {
+    const uint16_t *q = (const uint16_t *)a.t.q;
+    const uint16_t **kv = (const uint16_t **)(smem + pointers_smem - q_smem);           /* where K and V begin */
+    if (threadIdx.x == 0) {
+        const int64_t kv_head = rows.h / (a.p.q_heads / a.p.kv_heads);
+        const attn_stride ks = a.p.k_stride, vs = a.p.v_stride;
+        kv[0] = (const uint16_t *)a.t.k + (RICH ? 0 : rows.s.kv_batch * ks.batch + rows.s.kv_first * ks.seq + kv_head * ks.head);
+        kv[1] = (const uint16_t *)a.t.v + (RICH ? 0 : rows.s.kv_batch * vs.batch + rows.s.kv_first * vs.seq + kv_head * vs.head);
+    }
+    block_barrier();
+    if (RICH)
         load_rows<DK, block_height, threads>(a, rows, q_smem, q, a.p.q_stride, rows.h, block_row, rows.q_len,
                                              (int)a.p.qk_dim, 1);
-    } else {
-        k += rows.s.kv_batch * a.p.k_stride.batch + rows.s.kv_first * a.p.k_stride.seq + kv_head * a.p.k_stride.head;
-        v += rows.s.kv_batch * a.p.v_stride.batch + rows.s.kv_first * a.p.v_stride.seq + kv_head * a.p.v_stride.head;
-        q += attn_q_offset(&rows.s, a.p.q_stride, block_row, rows.h);
-        load_tile<DK, block_height, threads>(q_smem, q, a.p.q_stride.seq, rows.q_len - block_row, (int)a.p.qk_dim);
-    }
-#define LOAD(matrix, DIM, dim, step, slot) do { \
+    else
+        load_tile<DK, block_height, threads>(q_smem, q + attn_q_offset(&rows.s, a.p.q_stride, block_row, rows.h),
+                                             a.p.q_stride.seq, rows.q_len - block_row, (int)a.p.qk_dim);
+#define LOAD(matrix, DIM, dim, from, step, slot, kv_len) do { \
         const int first_ = (step) * KEYS; \
         const uint32_t tile_ = matrix##_smem + (slot) * matrix##_bytes; \
         if (RICH) \
-            load_rows<DIM, KEYS, threads>(a, rows, tile_, matrix, a.p.matrix##_stride, \
-                                          rows.h / (a.p.q_heads / a.p.kv_heads), first_, rows.kv_len, (int)a.p.dim, 0); \
+            load_rows<DIM, KEYS, threads>(a, rows, tile_, from, a.p.matrix##_stride, \
+                                          rows.h / (a.p.q_heads / a.p.kv_heads), first_, kv_len, (int)a.p.dim, 0); \
         else \
-            load_tile<DIM, KEYS, threads>(tile_, matrix + first_ * a.p.matrix##_stride.seq, a.p.matrix##_stride.seq, \
-                                          rows.kv_len - first_, (int)a.p.dim); \
+            load_tile<DIM, KEYS, threads>(tile_, from + first_ * a.p.matrix##_stride.seq, a.p.matrix##_stride.seq, \
+                                          (kv_len) - first_, (int)a.p.dim); \
     } while (0)
 
-    /* In the pass for step t, K of t + 1 and V of t are used, K of t + STAGES and V of t + STAGES - 1 are requested.
-     * The first pass, t = low - 1, only makes scores. Step t lives in slot (t - low + 1) % STAGES. */
+    /* Step t lives in slot (t - low) % STAGES and is requested STAGES - 1 steps ahead. */
 #pragma unroll
     for (int n = 0; n < STAGES - 1; n++) {
-        if (block.low + n < block.high) LOAD(k, DK, qk_dim, block.low + n, n + 1);
-        if (n && block.low + n - 1 < block.high) LOAD(v, DV, v_dim, block.low + n - 1, n);
+        if (block.low + n < block.high) {
+            LOAD(k, DK, qk_dim, kv[0], block.low + n, n, rows.kv_len);
+            LOAD(v, DV, v_dim, kv[1], block.low + n, n, rows.kv_len);
+        }
         copy_commit();
     }
     const uint32_t q_lane = q_smem + tile_offset<DK>(warp * warp_height + lane % 16, lane / 16);
-    const uint32_t k_lane = k_smem + tile_offset<DK>(lane % 8 + lane / 16 * 8, lane / 8 % 2);
-    const uint32_t v_lane = v_smem + tile_offset<DV>(lane % 16, lane / 16);
     uint32_t q_reg[ROWS][Q_REG ? DK / 16 : 1][4];
     if (Q_REG) {
         copy_wait<STAGES - 2>();
@@ -461,67 +479,55 @@ PTX_INLINE void flash_fwd(const flash_fwd_args &a) {
                 load_matrix_x4(q_reg[r][d], fragment<DK>(q_lane, d) + r * 16 * DK * 2);
     }
 
-    float o[ROWS][DV / 8][4], s_now[ROWS][KEYS / 8][4], l[ROWS][2], m[ROWS][2];
+    float o[ROWS][DV / 8][4], l[ROWS][2], m[ROWS][2];
 #pragma unroll
     for (int r = 0; r < ROWS; r++) {
         l[r][0] = l[r][1] = 0;
         m[r][0] = m[r][1] = -FLT_MAX;       /* finite, so that exp2(-inf - m) = 0 before the first key */
 #pragma unroll
         for (int n = 0; n < DV / 8; n++) o[r][n][0] = o[r][n][1] = o[r][n][2] = o[r][n][3] = 0;
-#pragma unroll
-        for (int n = 0; n < KEYS / 8; n++)
-            s_now[r][n][0] = s_now[r][n][1] = s_now[r][n][2] = s_now[r][n][3] = -INFINITY;
     }
 
     uint32_t slot = 0;
 #pragma unroll 1
-    for (int t = block.low - 1; t < block.high; t++) {
-        const uint32_t next_slot = slot + 1 == STAGES ? 0 : slot + 1, last_slot = slot ? slot - 1 : STAGES - 1;
+    for (int t = block.low;; t++, slot = slot + 1 == STAGES ? 0 : slot + 1) {
         copy_wait<STAGES - 2>();
         block_barrier();
-        if (t + STAGES < block.high) LOAD(k, DK, qk_dim, t + STAGES, slot);
-        if (t + STAGES - 1 < block.high) LOAD(v, DV, v_dim, t + STAGES - 1, last_slot);
+        const row_steps b = load_steps(steps_smem), w = load_steps(steps_smem + 16 + recompute((int)threadIdx.x) / 32 * 16);
+        if (t >= b.high) break;
+        if (t + STAGES - 1 < b.high) {
+            const uint32_t free_slot = slot ? slot - 1 : STAGES - 1;
+            uint32_t at[4];
+            load_smem_16(at, pointers_smem);
+            const uint16_t *k = (const uint16_t *)((uint64_t)at[1] << 32 | at[0]);
+            const uint16_t *v = (const uint16_t *)((uint64_t)at[3] << 32 | at[2]);
+            LOAD(k, DK, qk_dim, k, t + STAGES - 1, free_slot, b.low);
+            LOAD(v, DV, v_dim, v, t + STAGES - 1, free_slot, b.low);
+        }
         copy_commit();
-
-        if (t >= block.low && (t < block.full_low || t >= block.full_high || holes)) {
+        if (__builtin_expect(t < b.full_low || t >= b.full_high || has_holes<RICH>(a), 0)) {
             if (clear_nonfinite<DTYPE, DV, KEYS, threads>(v_smem + slot * v_bytes)) v_nonfinite = 1;
             block_barrier();
         }
+        if (t < w.low || t >= w.high) continue;
+        const bool partial = RICH || t < w.full_low || t >= w.full_high;
 
-        uint32_t w[4], p[ROWS][KEYS / 8][2];                                /* w: low, high, full_low, full_high */
-        load_smem_16(w, smem_address(&steps_of_warp[warp]));
-        const bool now = t >= (int)w[0] && t < (int)w[1], next = t + 1 >= (int)w[0] && t + 1 < (int)w[1];
-        const bool next_partial = t + 1 < (int)w[2] || t + 1 >= (int)w[3] || RICH;
-        float s_next[ROWS][KEYS / 8][4], top[ROWS][2];
-        if (next) {
-            scores<DTYPE, DK, ROWS, KEYS, Q_REG>(s_next, q_reg, q_lane, k_lane + next_slot * k_bytes, p, l, s_now, m,
-                                                 a.scale_log2);
-            if (next_partial) mask_scores<ROWS, KEYS, RICH>(s_next, a, rows, first_row, (t + 1) * KEYS);
-        } else {
-            softmax_only<DTYPE, ROWS, KEYS>(s_next, p, l, s_now, m, a.scale_log2);
-        }
-#pragma unroll
-        for (int r = 0; r < ROWS; r++) top[r][0] = top[r][1] = -INFINITY;
-        if (now) accumulate<DTYPE, DV, ROWS, KEYS>(o, p, v_lane + slot * v_bytes, top, s_next);
-        else tops<ROWS, KEYS>(top, s_next);
+        float s[ROWS][KEYS / 8][4], top[ROWS][2];
+        scores<DTYPE, DK, ROWS, KEYS, Q_REG>(s, q_reg, q_lane, k_smem + slot * k_bytes + k_lane<DK>());
+        if (__builtin_expect(partial, RICH)) mask_scores<ROWS, KEYS, RICH>(s, a, rows, t * KEYS);
+        tops<ROWS, KEYS>(top, s);
         int grown = 0;
 #pragma unroll
         for (int r = 0; r < ROWS; r++)
             grown |= top[r][0] * a.scale_log2 > m[r][0] + max_growth || top[r][1] * a.scale_log2 > m[r][1] + max_growth;
-        if (warp_any(grown)) rescale<ROWS, DV>(o, l, m, top, a.scale_log2);
-#pragma unroll
-        for (int r = 0; r < ROWS; r++)
-#pragma unroll
-            for (int n = 0; n < KEYS / 8; n++)
-#pragma unroll
-                for (int e = 0; e < 4; e++) s_now[r][n][e] = s_next[r][n][e];
-        slot = next_slot;
+        if (__builtin_expect(warp_any(grown), 0)) rescale<ROWS, DV>(o, l, m, top, a.scale_log2);
+        accumulate<DTYPE, DV, ROWS, KEYS>(o, l, s, m, a.scale_log2, v_smem + slot * v_bytes + v_lane<DV>());
     }
 #undef LOAD
     copy_wait<0>();
-    store<DTYPE, DV, ROWS, RICH>(o, l, m, a, rows, first_row, q_smem + warp * warp_height * DK * 2);
+    store<DTYPE, DV, ROWS, RICH>(o, l, m, a, rows, q_smem, ROWS * 16 * DK * 2);
     block_barrier();
-    if (v_nonfinite) add_nonfinite<DTYPE, KEYS, RICH, threads>(a, rows, block, block_row, block_height, holes);
+    if (v_nonfinite) add_nonfinite<DTYPE, KEYS, RICH, threads>(a, rows, block_height);
 }
 
 #define ENTRY(name, dtype, rich, qk, v, warps, rows, keys, stages, q_reg, blocks) \

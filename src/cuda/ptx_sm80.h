@@ -67,7 +67,7 @@ enum { PTX_F16 = 2, PTX_BF16 = 3 };     /* the values of attn_dtype */
  *                 b0 | b1, half h: k = 2 q + h | + 8, column g
  *                 c[i]: row g + 8 * (i >> 1), column 2 q + (i & 1)
  * so that the c of two neighbouring column blocks, narrowed, is the a of one 16-deep step. */
-template <int DTYPE> PTX_INLINE void mma_16x8x16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+template <int DTYPE> PTX_INLINE void mma_16x8x16(float (&c)[4], const uint32_t *a, uint32_t b0, uint32_t b1) {
     if (DTYPE == PTX_BF16)
         asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
                      "{%0, %1, %2, %3};"
