@@ -107,22 +107,27 @@ PTX_INLINE void load_tile(uint32_t tile_smem, const uint16_t *from, int64_t stri
     }
 }
 
-/* The same for keys first .. first + ROWS - 1 of K or V when their rows lie in pages or can't be copied 16 bytes at a
- * time. (Q goes through it too, as one page: paged = 0.) */
-template <int DIM, int ROWS, int THREADS>
+/* The same row by row, for K and V in pages and for rows that can't be copied 16 bytes at a time. A key whose page id
+ * is out of range gets a K of NaN: the rows that see it become NaN. */
+enum { LOAD_Q, LOAD_K, LOAD_V };
+
+template <int DTYPE, int DIM, int ROWS, int THREADS>
 PTX_INLINE void load_rows(const flash_fwd_args &a, const block_rows &rows, uint32_t tile_smem, const uint16_t *from,
-                          attn_stride stride, int64_t head, int first, int end, int dim, int is_q) {
+                          attn_stride stride, int first, int end, int dim, int what) {
     const int chunks = DIM / 8, total = ROWS * chunks;
+    const int64_t kv_head = rows.h / (a.p.q_heads / a.p.kv_heads);
 #pragma unroll 1
     for (int item = (int)threadIdx.x; item < total; item += THREADS) {
-        const int row = item / chunks, chunk = item % chunks;
-        const int count = first + row < end ? min(8, dim - chunk * 8) : 0;
-        const uint32_t to_smem = tile_smem + tile_offset<DIM>(row, chunk);
+        const int i = first + item / chunks, chunk = item % chunks, count = i < end ? min(8, dim - chunk * 8) : 0;
+        const uint32_t to_smem = tile_smem + tile_offset<DIM>(item / chunks, chunk);
         const uint16_t *source = from;
         if (count > 0)
-            source += chunk * 8 + (is_q ? attn_q_offset(&rows.s, stride, first + row, head)
-                                        : attn_kv_offset(&a.p, &rows.s, stride, first + row, head));
-        if (a.vector) {
+            source += chunk * 8 + (what == LOAD_Q ? attn_q_offset(&rows.s, stride, i, rows.h)
+                                                  : attn_kv_offset(&a.p, &rows.s, stride, i, kv_head));
+        if (what == LOAD_K && count > 0 && !attn_page_valid(&a.p, &rows.s, i)) {
+            const uint32_t nan[4] = { 0x7fff7fffu, 0x7fff7fffu, 0x7fff7fffu, 0x7fff7fffu };
+            store_smem_16(to_smem, nan);
+        } else if (a.vector) {
             copy_async_16(to_smem, source, count > 0 ? 16 : 0);
         } else {
             uint32_t r[4];
@@ -182,33 +187,31 @@ PTX_INLINE void rescale(float (&o)[ROWS][DV / 8][4], float (&l)[ROWS][2], float 
 /* ---- the two products; fragments are requested one multiplication ahead ---- */
 
 /* s = Q K^T. */
-template <int DTYPE, int DK, int ROWS, int KEYS, int Q_REG>
-PTX_INLINE void scores(float (&s)[ROWS][KEYS / 8][4], const uint32_t (&q_reg)[ROWS][Q_REG ? DK / 16 : 1][4],
-                       uint32_t q_smem, uint32_t k_smem) {
+template <int DTYPE, int DK, int ROWS, int KEYS>
+PTX_INLINE void scores(float (&s)[ROWS][KEYS / 8][4], uint32_t q_lane_smem, uint32_t k_lane_smem) {
     const int steps = DK / 16, columns = KEYS / 16;
     uint32_t a[2][ROWS][4], b[2][4];
 #pragma unroll
     for (int r = 0; r < ROWS; r++) {
-        if (!Q_REG) load_matrix_x4(a[0][r], q_smem + r * 16 * DK * 2);
+        load_matrix_x4(a[0][r], q_lane_smem + r * 16 * DK * 2);
 #pragma unroll
         for (int n = 0; n < KEYS / 8; n++) s[r][n][0] = s[r][n][1] = s[r][n][2] = s[r][n][3] = 0;
     }
-    load_matrix_x4(b[0], k_smem);
+    load_matrix_x4(b[0], k_lane_smem);
 #pragma unroll
     for (int d = 0; d < steps; d++)
 #pragma unroll
         for (int n = 0; n < columns; n++) {
             const int now = (d * columns + n) % 2, next_d = n + 1 < columns ? d : d + 1, next_n = (n + 1) % columns;
-            if (next_d < steps) load_matrix_x4(b[1 - now], fragment<DK>(k_smem, next_d) + next_n * 16 * DK * 2);
+            if (next_d < steps) load_matrix_x4(b[1 - now], fragment<DK>(k_lane_smem, next_d) + next_n * 16 * DK * 2);
 #pragma unroll
             for (int r = 0; r < ROWS; r++)
-                if (!Q_REG && n == 0 && d + 1 < steps)
-                    load_matrix_x4(a[(d + 1) % 2][r], fragment<DK>(q_smem, d + 1) + r * 16 * DK * 2);
+                if (n == 0 && d + 1 < steps)
+                    load_matrix_x4(a[(d + 1) % 2][r], fragment<DK>(q_lane_smem, d + 1) + r * 16 * DK * 2);
 #pragma unroll
             for (int r = 0; r < ROWS; r++) {
-                const uint32_t *q = Q_REG ? q_reg[r][Q_REG ? d : 0] : a[d % 2][r];
-                mma_16x8x16<DTYPE>(s[r][2 * n], q, b[now][0], b[now][1]);
-                mma_16x8x16<DTYPE>(s[r][2 * n + 1], q, b[now][2], b[now][3]);
+                mma_16x8x16<DTYPE>(s[r][2 * n], a[d % 2][r], b[now][0], b[now][1]);
+                mma_16x8x16<DTYPE>(s[r][2 * n + 1], a[d % 2][r], b[now][2], b[now][3]);
             }
         }
 }
@@ -407,78 +410,57 @@ PTX_INLINE void store(float (&o)[ROWS][DV / 8][4], float (&l)[ROWS][2], const fl
 
 /* ---- the kernel ---- */
 
-template <int DTYPE, int DK, int DV, int WARPS, int ROWS, int KEYS, int STAGES, int Q_REG, int RICH>
+template <int DTYPE, int DK, int DV, int WARPS, int ROWS, int KEYS, int RICH>
 PTX_INLINE void flash_fwd(const flash_fwd_args &a) {
     extern __shared__ __align__(1024) unsigned char smem[];
     __shared__ block_rows rows;
     __shared__ int v_nonfinite;
     const int threads = WARPS * 32, warp_height = ROWS * 16, block_height = WARPS * warp_height;
     const uint32_t k_bytes = KEYS * DK * 2, v_bytes = KEYS * DV * 2;
-    const uint32_t q_smem = smem_address(smem), k_smem = q_smem + block_height * DK * 2;
-    const uint32_t v_smem = k_smem + STAGES * k_bytes, steps_smem = v_smem + STAGES * v_bytes;
-    const uint32_t pointers_smem = steps_smem + 16 * (1 + WARPS);
+    const uint32_t q_smem = smem_address(smem), k_smem = q_smem + block_height * DK * 2, v_smem = k_smem + 2 * k_bytes;
+    const uint32_t steps_smem = v_smem + 2 * v_bytes, pointers_smem = steps_smem + 16 * (1 + WARPS);
 
     /* Which rows: longest first within a group of heads. */
     const uint32_t group_blocks = a.group * a.row_blocks, group = blockIdx.x / group_blocks;
     const uint32_t within = blockIdx.x % group_blocks, group_size = min(a.group, a.heads - group * a.group);
     const uint32_t head = group * a.group + within % group_size;
     const int block_row = (int)(a.row_blocks - 1 - within / group_size) * block_height;
-    const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32, first_row = block_row + warp * warp_height;
-    if (threadIdx.x == 0) v_nonfinite = 0, rows = rows_of(a.p, a.t, head / (uint32_t)a.p.q_heads, head % (uint32_t)a.p.q_heads);
+    if (threadIdx.x == 0) {
+        rows = rows_of(a.p, a.t, head / (uint32_t)a.p.q_heads, head % (uint32_t)a.p.q_heads);
+        rows.block_row = block_row;
+        v_nonfinite = 0;
+    }
     block_barrier();
     if (block_row >= rows.q_rows) return;
-    const row_steps block = steps_of<KEYS>(rows, block_row, block_row + block_height - 1);
-    row_steps *steps = (row_steps *)(smem + steps_smem - q_smem);     /* of the block (low: kv_len), of each warp */
-    if (threadIdx.x == 0) steps[0] = block, steps[0].low = rows.kv_len, rows.block_row = block_row;
-    if (lane == 0) steps[1 + warp] = steps_of<KEYS>(rows, first_row, first_row + warp_height - 1);
 
-    const uint16_t *q = (const uint16_t *)a.t.q;
-    const uint16_t **kv = (const uint16_t **)(smem + pointers_smem - q_smem);           /* where K and V begin */
+    /* What the loop looks up rather than keep in registers. */
+    row_steps *steps = (row_steps *)(smem + steps_smem - q_smem);               /* of the block, of each warp */
+    const uint16_t **kv = (const uint16_t **)(smem + pointers_smem - q_smem);   /* where K and V begin */
+    const int low = steps_of<KEYS>(rows, block_row, block_row + block_height - 1).low;
+    if (threadIdx.x < WARPS) {
+        const int first_row = block_row + (int)threadIdx.x * warp_height;
+        steps[1 + threadIdx.x] = steps_of<KEYS>(rows, first_row, first_row + warp_height - 1);
+    }
     if (threadIdx.x == 0) {
         const int64_t kv_head = rows.h / (a.p.q_heads / a.p.kv_heads);
         const attn_stride ks = a.p.k_stride, vs = a.p.v_stride;
-        kv[0] = (const uint16_t *)a.t.k + (RICH ? 0 : rows.s.kv_batch * ks.batch + rows.s.kv_first * ks.seq + kv_head * ks.head);
-        kv[1] = (const uint16_t *)a.t.v + (RICH ? 0 : rows.s.kv_batch * vs.batch + rows.s.kv_first * vs.seq + kv_head * vs.head);
+        steps[0] = steps_of<KEYS>(rows, block_row, block_row + block_height - 1);
+        steps[0].low = rows.kv_len;                                             /* its low is known above */
+        kv[0] = (const uint16_t *)a.t.k, kv[1] = (const uint16_t *)a.t.v;
+        if (!RICH) {
+            kv[0] += rows.s.kv_batch * ks.batch + rows.s.kv_first * ks.seq + kv_head * ks.head;
+            kv[1] += rows.s.kv_batch * vs.batch + rows.s.kv_first * vs.seq + kv_head * vs.head;
+        }
     }
     block_barrier();
+
+    const uint16_t *q = (const uint16_t *)a.t.q;
     if (RICH)
-        load_rows<DK, block_height, threads>(a, rows, q_smem, q, a.p.q_stride, rows.h, block_row, rows.q_len,
-                                             (int)a.p.qk_dim, 1);
+        load_rows<DTYPE, DK, block_height, threads>(a, rows, q_smem, q, a.p.q_stride, block_row, rows.q_len,
+                                                    (int)a.p.qk_dim, LOAD_Q);
     else
         load_tile<DK, block_height, threads>(q_smem, q + attn_q_offset(&rows.s, a.p.q_stride, block_row, rows.h),
                                              a.p.q_stride.seq, rows.q_len - block_row, (int)a.p.qk_dim);
-#define LOAD(matrix, DIM, dim, from, step, slot, kv_len) do { \
-        const int first_ = (step) * KEYS; \
-        const uint32_t tile_ = matrix##_smem + (slot) * matrix##_bytes; \
-        if (RICH) \
-            load_rows<DIM, KEYS, threads>(a, rows, tile_, from, a.p.matrix##_stride, \
-                                          rows.h / (a.p.q_heads / a.p.kv_heads), first_, kv_len, (int)a.p.dim, 0); \
-        else \
-            load_tile<DIM, KEYS, threads>(tile_, from + first_ * a.p.matrix##_stride.seq, a.p.matrix##_stride.seq, \
-                                          (kv_len) - first_, (int)a.p.dim); \
-    } while (0)
-
-    /* Step t lives in slot (t - low) % STAGES and is requested STAGES - 1 steps ahead. */
-#pragma unroll
-    for (int n = 0; n < STAGES - 1; n++) {
-        if (block.low + n < block.high) {
-            LOAD(k, DK, qk_dim, kv[0], block.low + n, n, rows.kv_len);
-            LOAD(v, DV, v_dim, kv[1], block.low + n, n, rows.kv_len);
-        }
-        copy_commit();
-    }
-    const uint32_t q_lane = q_smem + tile_offset<DK>(warp * warp_height + lane % 16, lane / 16);
-    uint32_t q_reg[ROWS][Q_REG ? DK / 16 : 1][4];
-    if (Q_REG) {
-        copy_wait<STAGES - 2>();
-        block_barrier();
-#pragma unroll
-        for (int r = 0; r < ROWS; r++)
-#pragma unroll
-            for (int d = 0; d < (Q_REG ? DK / 16 : 1); d++)
-                load_matrix_x4(q_reg[r][d], fragment<DK>(q_lane, d) + r * 16 * DK * 2);
-    }
-
     float o[ROWS][DV / 8][4], l[ROWS][2], m[ROWS][2];
 #pragma unroll
     for (int r = 0; r < ROWS; r++) {
@@ -487,24 +469,35 @@ PTX_INLINE void flash_fwd(const flash_fwd_args &a) {
 #pragma unroll
         for (int n = 0; n < DV / 8; n++) o[r][n][0] = o[r][n][1] = o[r][n][2] = o[r][n][3] = 0;
     }
+    const uint32_t q_lane_smem = q_smem + threadIdx.x / 32 * warp_height * DK * 2 + v_lane<DK>();
 
-    uint32_t slot = 0;
+    /* Step t is requested one step ahead; the first pass only requests. Two slots take turns. */
+    uint32_t slot = 1;
 #pragma unroll 1
-    for (int t = block.low;; t++, slot = slot + 1 == STAGES ? 0 : slot + 1) {
-        copy_wait<STAGES - 2>();
+    for (int t = low - 1;; t++, slot ^= 1) {
+        copy_wait<0>();
         block_barrier();
         const row_steps b = load_steps(steps_smem), w = load_steps(steps_smem + 16 + recompute((int)threadIdx.x) / 32 * 16);
         if (t >= b.high) break;
-        if (t + STAGES - 1 < b.high) {
-            const uint32_t free_slot = slot ? slot - 1 : STAGES - 1;
+        if (t + 1 < b.high) {
+            const int first = (t + 1) * KEYS, kv_len = b.low;
+            const uint32_t to_k = k_smem + (slot ^ 1) * k_bytes, to_v = v_smem + (slot ^ 1) * v_bytes;
             uint32_t at[4];
             load_smem_16(at, pointers_smem);
             const uint16_t *k = (const uint16_t *)((uint64_t)at[1] << 32 | at[0]);
             const uint16_t *v = (const uint16_t *)((uint64_t)at[3] << 32 | at[2]);
-            LOAD(k, DK, qk_dim, k, t + STAGES - 1, free_slot, b.low);
-            LOAD(v, DV, v_dim, v, t + STAGES - 1, free_slot, b.low);
+            const int64_t k_seq = a.p.k_stride.seq, v_seq = a.p.v_stride.seq;
+            const int qk_dim = (int)a.p.qk_dim, v_dim = (int)a.p.v_dim;
+            if (RICH) {
+                load_rows<DTYPE, DK, KEYS, threads>(a, rows, to_k, k, a.p.k_stride, first, kv_len, qk_dim, LOAD_K);
+                load_rows<DTYPE, DV, KEYS, threads>(a, rows, to_v, v, a.p.v_stride, first, kv_len, v_dim, LOAD_V);
+            } else {
+                load_tile<DK, KEYS, threads>(to_k, k + first * k_seq, k_seq, kv_len - first, qk_dim);
+                load_tile<DV, KEYS, threads>(to_v, v + first * v_seq, v_seq, kv_len - first, v_dim);
+            }
         }
-        copy_commit();
+        copy_commit();                      /* Q belongs to the first group */
+        if (t < low) continue;
         if (__builtin_expect(t < b.full_low || t >= b.full_high || has_holes<RICH>(a), 0)) {
             if (clear_nonfinite<DTYPE, DV, KEYS, threads>(v_smem + slot * v_bytes)) v_nonfinite = 1;
             block_barrier();
@@ -513,7 +506,7 @@ PTX_INLINE void flash_fwd(const flash_fwd_args &a) {
         const bool partial = RICH || t < w.full_low || t >= w.full_high;
 
         float s[ROWS][KEYS / 8][4], top[ROWS][2];
-        scores<DTYPE, DK, ROWS, KEYS, Q_REG>(s, q_reg, q_lane, k_smem + slot * k_bytes + k_lane<DK>());
+        scores<DTYPE, DK, ROWS, KEYS>(s, q_lane_smem, k_smem + slot * k_bytes + k_lane<DK>());
         if (__builtin_expect(partial, RICH)) mask_scores<ROWS, KEYS, RICH>(s, a, rows, t * KEYS);
         tops<ROWS, KEYS>(top, s);
         int grown = 0;
@@ -523,21 +516,17 @@ PTX_INLINE void flash_fwd(const flash_fwd_args &a) {
         if (__builtin_expect(warp_any(grown), 0)) rescale<ROWS, DV>(o, l, m, top, a.scale_log2);
         accumulate<DTYPE, DV, ROWS, KEYS>(o, l, s, m, a.scale_log2, v_smem + slot * v_bytes + v_lane<DV>());
     }
-#undef LOAD
-    copy_wait<0>();
-    store<DTYPE, DV, ROWS, RICH>(o, l, m, a, rows, q_smem, ROWS * 16 * DK * 2);
+    store<DTYPE, DV, ROWS, RICH>(o, l, m, a, rows, q_smem, warp_height * DK * 2);
     block_barrier();
     if (v_nonfinite) add_nonfinite<DTYPE, KEYS, RICH, threads>(a, rows, block_height);
 }
 
-#define ENTRY(name, dtype, rich, qk, v, warps, rows, keys, stages, q_reg, blocks) \
+#define ENTRY(name, dtype, rich, qk, v, warps, rows, keys, blocks) \
     extern "C" __global__ void __launch_bounds__(warps * 32, blocks) \
-    name(const __grid_constant__ flash_fwd_args a) { \
-        flash_fwd<dtype, qk, v, warps, rows, keys, stages, q_reg, rich>(a); \
-    }
-#define TILE(qk, v, warps, rows, keys, stages, q_reg, blocks) \
-    ENTRY(flash_fwd_sm80_bf16_##qk##_##v, PTX_BF16, 0, qk, v, warps, rows, keys, stages, q_reg, blocks) \
-    ENTRY(flash_fwd_sm80_f16_##qk##_##v, PTX_F16, 0, qk, v, warps, rows, keys, stages, q_reg, blocks) \
-    ENTRY(flash_fwd_sm80_rich_bf16_##qk##_##v, PTX_BF16, 1, qk, v, warps, rows, keys, stages, 0, blocks) \
-    ENTRY(flash_fwd_sm80_rich_f16_##qk##_##v, PTX_F16, 1, qk, v, warps, rows, keys, stages, 0, blocks)
+    name(const __grid_constant__ flash_fwd_args a) { flash_fwd<dtype, qk, v, warps, rows, keys, rich>(a); }
+#define TILE(qk, v, warps, rows, keys, blocks, rich_warps, rich_rows, rich_keys, rich_blocks) \
+    ENTRY(flash_fwd_sm80_bf16_##qk##_##v, PTX_BF16, 0, qk, v, warps, rows, keys, blocks) \
+    ENTRY(flash_fwd_sm80_f16_##qk##_##v, PTX_F16, 0, qk, v, warps, rows, keys, blocks) \
+    ENTRY(flash_fwd_sm80_bf16_##qk##_##v##_rich, PTX_BF16, 1, qk, v, rich_warps, rich_rows, rich_keys, rich_blocks) \
+    ENTRY(flash_fwd_sm80_f16_##qk##_##v##_rich, PTX_F16, 1, qk, v, rich_warps, rich_rows, rich_keys, rich_blocks)
 FLASH_FWD_SM80_TILES(TILE)

@@ -7,21 +7,23 @@
 /* One row a tile, smallest first: the first whose dims cover the problem's is taken.
  *   qk v        head dims the tile holds; smaller ones are padded with zeros in shared memory
  *   warps rows  warps of a block; 16-row tiles of a warp (block rows = warps * rows * 16)
- *   keys        keys of a step; a step's QK^T runs beside the softmax of the step before
- *   stages      steps of K and V in shared memory
- *   q_reg       1: the fragments of Q stay in registers
- *   blocks      blocks that should fit one multiprocessor (sets the register limit)
- * Reasons, H100: two row tiles a warp let each K or V fragment feed two mma; one tile leaves shared memory as the limit.
- * At qk 192 and more two row tiles do not fit 255 registers (O alone would take them). */
-#ifndef FLASH_FWD_SM80_TILES
+ *   keys        keys of a step; K and V of two steps lie in shared memory
+ *   blocks      blocks that share a multiprocessor (sets the register limit)
+ * and the same for the rich entry, which changes scores and loads row by row. Reasons (H100, bench/notes/cuda-sm80.md):
+ * two row tiles a warp, because each fragment of K and V then feeds twice the mma; as many keys as the registers hold,
+ * because an mma that continues a sum waits for the one 16 before; at v 256 O takes the registers of the second row
+ * tile. The rich entries are smaller: options need registers, and a device with 100 KB a block must hold them. */
 #define FLASH_FWD_SM80_TILES(T) \
-    /*  qk   v   warps rows keys stages q_reg blocks */ \
-    T(  64,  64, 4,    2,   32,  2,     1,    2) \
-    T(  96,  96, 4,    2,   32,  2,     0,    2) \
-    T( 128, 128, 4,    2,   32,  2,     0,    2) \
-    T( 192, 128, 4,    1,   32,  2,     0,    2) \
-    T( 256, 256, 4,    1,   32,  2,     0,    2)
-#endif
+    /*  qk   v   warps rows keys blocks   rich: warps rows keys blocks */ \
+    T(  64,  64, 4,    2,   128, 2,             4,    2,   32,  2) \
+    T(  96,  96, 4,    2,   64,  2,             4,    2,   32,  2) \
+    T( 128, 128, 4,    2,   64,  2,             4,    2,   32,  2) \
+    T( 192, 128, 4,    2,   64,  1,             4,    2,   32,  2) \
+    T( 256, 256, 8,    1,   64,  1,             4,    1,   32,  2)
+
+/* Dynamic shared memory of a block, bytes: Q, two steps of K and V, a few numbers for each warp. */
+#define FLASH_FWD_SM80_SMEM(qk, v, warps, rows, keys) \
+    ((warps) * (rows) * 16 * (qk) * 2 + 2 * (keys) * ((qk) + (v)) * 2 + (2 + (warps)) * 16)
 
 typedef struct flash_fwd_args {
     attn_problem p;
