@@ -15,11 +15,12 @@ void check_bounds(const attn_problem *p, const check_row *row, double *o_bound, 
             continue;
         }
         const double scores = u * 2 * row->drift[d], accumulation = u * sums * row->weight[d];
-        const double stored_p = check_unit(p->dtype) * row->weight[d], stored_o = check_unit(p->o_dtype) * fabs(row->o[d]);
+        const double computed = scores + accumulation + check_unit(p->dtype) * row->weight[d];   /* P is stored */
+        const double stored = check_unit(p->o_dtype) * (fabs(row->o[d]) + computed);
         double tiny = 0x1p-125 * (row->tail[d] + 1);          /* p, v or o that f32 or bf16 flushes to 0 */
         if (p->dtype == ATTN_F16) tiny += 0x1p-25 * row->tail[d];
         if (p->o_dtype == ATTN_F16) tiny += 0x1p-25;
-        o_bound[d] = scores + accumulation + stored_p + stored_o + tiny + beyond;
+        o_bound[d] = computed + stored + tiny + beyond;
         if (row->weight[d] > 1e37) o_bound[d] = (double)INFINITY;
     }
     *lse_bound = row->keys ? u * (2 * row->reach + sums) + 2 * u * fabs(row->lse) + beyond : 0;

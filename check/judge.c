@@ -12,7 +12,7 @@ typedef struct sight {
     int64_t        wrong, compared;
     double         squares, ratio_squares;
     int64_t        rounded;         /* elements of a 16-bit O that are normal numbers */
-    double         bias;            /* sum of their errors away from 0, in units of roundoff */
+    double         bias, roundoff;  /* sums of their errors away from 0, and of their roundoffs */
 } sight;
 
 #if defined(__GNUC__)
@@ -64,20 +64,22 @@ static void compare_o(sight *s, int64_t n, int64_t d, double got) {
     if (bound > 0) s->ratio_squares += error / bound * (error / bound);
     if (s->data->problem.o_dtype != ATTN_F32 && fabs(expected) > 0x1p-14) {
         s->rounded++;
-        s->bias += (fabs(got) - fabs(expected)) / (check_unit(s->data->problem.o_dtype) * fabs(expected));
+        s->bias += expected > 0 ? got - expected : expected - got;
+        s->roundoff += check_unit(s->data->problem.o_dtype) * fabs(expected);
     }
 }
 
 /* What no single element shows: errors that are large on the whole, or all in one direction (O cut instead of rounded).
- * Only data without repeating values has the right for the second: equal numbers round alike. */
+ * The second needs numbers that don't repeat, as equal ones round alike, and many rows, as the rounded P of one row moves
+ * all its elements. */
 static void compare_whole(sight *s) {
     enum { ENOUGH = 256 };
     const check_data *data = s->data;
     check_verdict *v = s->verdict;
     if (s->compared) v->rms_error = sqrt(s->squares / (double)s->compared);
     if (s->compared >= ENOUGH) v->rms_ratio = sqrt(s->ratio_squares / (double)s->compared);
-    if (s->rounded >= ENOUGH) v->bias = s->bias / (double)s->rounded;
-    if (data->what.fill != CHECK_FILL_gaussian && data->what.fill != CHECK_FILL_heavy) v->bias = 0;
+    if (s->rounded >= 4 * ENOUGH && data->answer.checked >= ENOUGH / 4 && data->what.fill == CHECK_FILL_gaussian)
+        v->bias = s->bias / s->roundoff;
     if (!(v->rms_ratio <= CHECK_MOST_RMS))
         reject(v, "o: errors of all %lld elements are %.3g of their bounds (root mean square), at most %.3g is right",
                (long long)s->compared, v->rms_ratio, CHECK_MOST_RMS);
