@@ -35,6 +35,12 @@ const attn_plugin attn_plugin_kernel;
 
 /* ---- for plug-ins that compute dense f32 attention ---- */
 
+#if defined(__CUDACC__)
+#define ATTN_PLUGIN_INLINE static inline __host__ __device__    /* kernels may call these */
+#else
+#define ATTN_PLUGIN_INLINE static inline
+#endif
+
 /* A refuse function: NULL for dense f32 batches without a mask or with a causal one, else the reason. */
 static inline const char *attn_plugin_plain(const attn_problem *p) {
     if (p->pass != ATTN_FORWARD) return "computes the forward pass only";
@@ -48,7 +54,7 @@ static inline const char *attn_plugin_plain(const attn_problem *p) {
 }
 
 /* Row i sees the keys 0 .. limit - 1. */
-static inline int64_t attn_plugin_limit(const attn_problem *p, int64_t i) {
+ATTN_PLUGIN_INLINE int64_t attn_plugin_limit(const attn_problem *p, int64_t i) {
     const int64_t n = p->causal ? i + 1 + (p->top_left ? 0 : p->kv_len - p->q_len) : p->kv_len;
     return n < 0 ? 0 : n > p->kv_len ? p->kv_len : n;
 }
@@ -56,7 +62,8 @@ static inline int64_t attn_plugin_limit(const attn_problem *p, int64_t i) {
 /* Where query head h of sequence b begins in each tensor; K and V of the head group that it belongs to. */
 typedef struct attn_plugin_head { const float *q, *k, *v; float *o, *lse; } attn_plugin_head;
 
-static inline attn_plugin_head attn_plugin_head_at(const attn_problem *p, const attn_tensors *t, int64_t b, int64_t h) {
+ATTN_PLUGIN_INLINE attn_plugin_head attn_plugin_head_at(const attn_problem *p, const attn_tensors *t, int64_t b,
+                                                        int64_t h) {
     const int64_t g = h / (p->q_heads / p->kv_heads);
     attn_plugin_head at;
     at.q = (const float *)t->q + b * p->q_stride.batch + h * p->q_stride.head;
