@@ -17,7 +17,7 @@ struct bench_runner {
     check_candidate candidate;
     check_data     *data;
     attn_options    options;
-    void           *workspace;
+    void           *workspace, *own_workspace;  /* own: on a device, where all runners share a process */
     sandbox        *sandbox;        /* NULL for a contender that runs in this process */
     shared_answer  *answer;
     int             prepared;
@@ -41,7 +41,8 @@ static int prepare(bench_runner *r) {
         snprintf(r->answer->reason, sizeof r->answer->reason, "%s", refusal ? refusal : attn_last_error());
         return 1;
     }
-    r->workspace = check_data_workspace(r->data, workspace);
+    if (!r->sandbox && workspace) r->workspace = r->own_workspace = gpu_session_alloc(workspace);
+    else r->workspace = check_data_workspace(r->data, workspace);
     if (!workspace || r->workspace) return 0;
     snprintf(r->answer->reason, sizeof r->answer->reason, "no memory for %zu bytes of workspace", workspace);
     return 1;
@@ -127,6 +128,7 @@ void bench_runner_traffic(const bench_runner *r, int *has_traffic, attn_traffic 
 void bench_runner_free(bench_runner *r) {
     if (!r) return;
     if (!r->sandbox && r->prepared) r->candidate.finish(&r->candidate);
+    gpu_session_free(r->own_workspace);
     sandbox_close(r->sandbox);
     sandbox_unshare(r->answer, sizeof *r->answer);
     free(r);

@@ -28,6 +28,12 @@ int gpu_session_memory(attn_device device, const cli_arguments *a, const check_m
     return gpu_session_open(device, (int)cli_integer(a, "device", 0), memory);
 }
 
+void *gpu_session_alloc(size_t bytes) { return gpu ? memory_of_gpu.alloc(memory_of_gpu.context, bytes) : NULL; }
+
+void gpu_session_free(void *memory) {
+    if (gpu && memory) memory_of_gpu.free(memory_of_gpu.context, memory);
+}
+
 double gpu_session_time(check_gpu_work work, void *arg, int64_t iterations) {
     return gpu ? check_gpu_time(gpu, work, arg, iterations, 1) : -1;
 }

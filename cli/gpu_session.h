@@ -11,6 +11,9 @@
 int gpu_session_open(attn_device device, int ordinal, const check_memory **memory);
 /* The same; the ordinal is --device. */
 int gpu_session_memory(attn_device device, const cli_arguments *a, const check_memory **memory);
+/* A workspace; NULL: no memory. */
+void *gpu_session_alloc(size_t bytes);
+void  gpu_session_free(void *memory);
 /* Seconds of `iterations` runs by events, each with a cold L2 cache. Negative: failed. */
 double gpu_session_time(check_gpu_work work, void *arg, int64_t iterations);
 /* What a kernel's speed on this dtype is a share of. */

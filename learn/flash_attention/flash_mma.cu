@@ -50,7 +50,7 @@ template <int BF16> __device__ float widen(uint16_t x) {
 /* ---- steps ---- */
 
 /* D: dims, padded with zeros to 64 or 128. A row has D + 8 numbers: 8 rows at a time hit all 32 banks once. */
-template <int D> struct tile { uint16_t q[ROWS][D + 8], k[KEYS][D + 8], v[KEYS][D + 8]; };
+template <int D> struct tile { uint16_t q[ROWS][D + 8], k[KEYS][D + 8], v[KEYS][D + 8]; float p[ROWS][KEYS]; };
 template <int D> struct part {
     unsigned q[D / 16][4];
     float s[KEYS / 8][4], o[D / 8][4], m[2], l[2];
@@ -135,20 +135,19 @@ template <int D, int BF16> __device__ void accumulate(part<D> &r, const tile<D> 
 }
 
 /* The same, one number at a time: a matrix product can't skip a hidden v, and 0 times NaN is NaN. */
-template <int D, int BF16> __device__ void accumulate_strange(part<D> &r, const tile<D> &t, int64_t j) {
-    const int lane = threadIdx.x % 32;
+template <int D, int BF16> __device__ void accumulate_strange(part<D> &r, tile<D> &t, int64_t j) {
+    const int lane = threadIdx.x % 32, row = threadIdx.x / 32 * 16 + lane / 4;
 #pragma unroll
     for (int n = 0; n < KEYS / 8; n++)
+        for (int i = 0; i < 4; i++) t.p[row + 8 * (i / 2)][8 * n + lane % 4 * 2 + i % 2] = r.s[n][i];
+    __syncwarp();
+    for (int key = 0; key < KEYS; key++)
 #pragma unroll
-        for (int c = 0; c < 8; c++)
-#pragma unroll
-            for (int half = 0; half < 2; half++) {
-                const float p = __shfl_sync(~0u, r.s[n][2 * half + c % 2], lane / 4 * 4 + c / 2);
-                if (j + 8 * n + c >= r.limit[half]) continue;
-                for (int x = 0; x < D / 8; x++)
-                    for (int i = 0; i < 2; i++)
-                        r.o[x][2 * half + i] += p * widen<BF16>(t.v[8 * n + c][8 * x + lane % 4 * 2 + i]);
-            }
+        for (int x = 0; x < D / 8; x++)
+            for (int i = 0; i < 4; i++)
+                if (j + key < r.limit[i / 2])
+                    r.o[x][i] += t.p[row + 8 * (i / 2)][key] * widen<BF16>(t.v[key][8 * x + lane % 4 * 2 + i % 2]);
+    __syncwarp();
 }
 
 template <int D, int BF16>
