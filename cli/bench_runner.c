@@ -41,7 +41,8 @@ static int prepare(bench_runner *r) {
         snprintf(r->answer->reason, sizeof r->answer->reason, "%s", refusal ? refusal : attn_last_error());
         return 1;
     }
-    if (!r->sandbox && workspace) r->workspace = r->own_workspace = gpu_session_alloc(workspace);
+    if (check_data_problem(r->data)->device != ATTN_CPU && workspace)
+        r->workspace = r->own_workspace = gpu_session_alloc(workspace);
     else r->workspace = check_data_workspace(r->data, workspace);
     if (!workspace || r->workspace) return 0;
     snprintf(r->answer->reason, sizeof r->answer->reason, "no memory for %zu bytes of workspace", workspace);
