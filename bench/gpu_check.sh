@@ -4,7 +4,7 @@
 #
 #     bench/gpu_check.sh [-b BUILD] [-o RESULTS] [-c COMMIT] [SECTION...]
 #
-# Sections: info check device sanitizer bench f32 peers; all of them if none is named. Exit code 1: something failed.
+# Sections: info check zoo device sanitizer bench f32 peers; all of them if none is named. Exit code 1: something failed.
 # Needs no compiler and no network; python3 with PyTorch only for peers, compute-sanitizer only for sanitizer (a missing
 # tool counts as skipped, and the file says so).
 set -u
@@ -19,7 +19,7 @@ while getopts b:o:c:h option; do
     esac
 done
 shift $((OPTIND - 1))
-[ $# -gt 0 ] || set -- info check device sanitizer bench f32 peers
+[ $# -gt 0 ] || set -- info check zoo device sanitizer bench f32 peers
 build=$(cd "$build" && pwd) || exit 2
 [ -n "$commit" ] || commit=$(git -C "$root" rev-parse --short HEAD 2>/dev/null || cat "$root/commit" 2>/dev/null || echo unknown)
 [ -n "$results" ] || results=$build/gpu-check.txt
@@ -89,6 +89,7 @@ for section in "$@"; do
     case $section in
     info) step info 30 "$build/attn" info ;;
     check) step check 150 env ATTN_CHECK_CASES=2 "$build/tests/test_kernels" ;;
+    zoo) step zoo 60 "$build/tests/test_zoo" ;;
     device)
         step device 100 "$build/tests/test_cuda_device"
         step input 60 "$build/tests/test_cuda_input"
