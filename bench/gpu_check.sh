@@ -4,7 +4,7 @@
 #
 #     bench/gpu_check.sh [-b BUILD] [-o RESULTS] [-c COMMIT] [SECTION...]
 #
-# Sections: info check zoo device sanitizer bench f32 peers; all of them if none is named. Exit code 1: something failed.
+# Sections: info check zoo device input sanitizer bench f32 peers; all if none is named. Exit code 1: something failed.
 # Needs no compiler and no network; python3 with PyTorch only for peers, compute-sanitizer only for sanitizer (a missing
 # tool counts as skipped, and the file says so).
 set -u
@@ -19,7 +19,7 @@ while getopts b:o:c:h option; do
     esac
 done
 shift $((OPTIND - 1))
-[ $# -gt 0 ] || set -- info check zoo device sanitizer bench f32 peers
+[ $# -gt 0 ] || set -- info check zoo device input sanitizer bench f32 peers
 build=$(cd "$build" && pwd) || exit 2
 [ -n "$commit" ] || commit=$(git -C "$root" rev-parse --short HEAD 2>/dev/null || cat "$root/commit" 2>/dev/null || echo unknown)
 [ -n "$results" ] || results=$build/gpu-check.txt
@@ -36,7 +36,7 @@ step() {
     log=$(mktemp)
     timeout -k 5 "$limit" "$@" >"$log" 2>&1
     rc=$?
-    { printf '\n== %s: %s\n' "$name" "${*//$root\//}"; sed "s|$root/||g;s|$build|build|g" "$log"; } >>"$results"
+    { printf '\n== %s: %s\n' "$name" "${*//$root\//}"; sed "s|$root/||g;s|$build|build|g;s|/tmp/tmp[^ /]*/||g" "$log"; } >>"$results"
     if [ $rc -eq 0 ]; then
         say "-- $name: ok, $((SECONDS - start)) s"
     else
@@ -61,6 +61,32 @@ sanitizer() {
         step "sanitizer-$tool" 100 env ATTN_CHECK_CASES=$cases \
             compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 5 "$build/tests/test_kernels"
     done
+}
+
+# Real input on both backends: O and LSE agree.
+real_input() {
+    local input=$root/demo/minilm.safetensors work
+    command -v python3 >/dev/null && python3 -c 'import numpy' 2>/dev/null || { skip input "no NumPy"; return; }
+    work=$(mktemp -d)
+    cat >"$work/compare.py" <<'END'
+import json, sys
+import numpy as np
+def read(path):
+    data = open(path, "rb").read()
+    size = int.from_bytes(data[:8], "little")
+    table = json.loads(data[8:8 + size])
+    table.pop("__metadata__", None)
+    return {name: np.frombuffer(data[8 + size:], np.float32)[t["data_offsets"][0] // 4:t["data_offsets"][1] // 4]
+            for name, t in table.items()}
+a, b = read(sys.argv[1]), read(sys.argv[2])
+worst = max(float(np.max(np.abs(a[n] - b[n]))) for n in a)
+print(f"{len(a)} tensors, largest difference {worst:.2e}")
+sys.exit(0 if a.keys() == b.keys() and len(a) and worst <= 2e-2 else 1)     # P in bf16
+END
+    step input-cpu 30 "$build/attn" run --in "$input" --o-dtype f32 --out "$work/cpu.safetensors"
+    step input-cuda 30 "$build/attn" run --in "$input" --o-dtype f32 --out "$work/cuda.safetensors" --backend cuda
+    step input-compare 30 python3 "$work/compare.py" "$work/cpu.safetensors" "$work/cuda.safetensors"
+    rm -rf "$work"
 }
 
 # 16k tokens, hidden 2048, bf16: the planner's choice beside the card's ceilings.
@@ -92,8 +118,9 @@ for section in "$@"; do
     zoo) step zoo 60 "$build/tests/test_zoo" ;;
     device)
         step device 100 "$build/tests/test_cuda_device"
-        step input 60 "$build/tests/test_cuda_input"
+        step bad-input 60 "$build/tests/test_cuda_input"
         ;;
+    input) real_input ;;
     sanitizer) sanitizer ;;
     bench) bench_bf16 ;;
     f32) step bench-f32 60 "$build/attn" bench --backend cuda --dtype f32 --b 2 --hq 16 --sq 8k --d 128 --samples 5 \
