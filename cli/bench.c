@@ -1,4 +1,4 @@
-/* bench.c — attn bench: time kernels on problems, beside this machine's own ceilings, each checked before it counts. */
+/* bench.c — attn bench: time kernels on problems beside this machine's own ceilings, each checked before it counts. */
 #include "bench.h"
 #include "gpu_session.h"
 #include "inputs.h"
@@ -17,7 +17,8 @@ static const cli_option bench_options[] = {
       .summary = "Run a set of problems instead; table prints every speed target with what was measured." },
     { .name = "samples", .type = CLI_INTEGER, .argument = "N", .low = 1, .high = BENCH_SAMPLES / 3,
       .summary = "Undisturbed samples of each contender, taken in alternating rounds (5)." },
-    { .name = "sample-ms", .type = CLI_REAL, .argument = "X", .summary = "Least length of a sample in milliseconds (60)." },
+    { .name = "sample-ms", .type = CLI_REAL, .argument = "X",
+      .summary = "Least length of a sample in milliseconds (60)." },
     { .name = "budget", .type = CLI_REAL, .argument = "X",
       .summary = "Seconds to spend on one contender and problem; slow ones get fewer samples (20)." },
     { .name = "seed", .type = CLI_INTEGER, .argument = "N", .summary = "Seed of the numbers (1)." },
@@ -83,8 +84,8 @@ static int run_input(const cli_input_files *files, int i, const cli_arguments *a
         cli_error("%s%s: %s", input.prefix, attn_status_name(status), attn_last_error());
         code = CLI_FAILED;
     } else {
-        fprintf(bench_stream(), "%s%s%s\n", cli_style_code(bench_stream(), CLI_BOLD), *input.prefix ? input.prefix : "input",
-               cli_style_code(bench_stream(), CLI_PLAIN));
+        bench_show("%s%s%s\n", bench_style(CLI_BOLD), *input.prefix ? input.prefix : "input",
+               bench_style(CLI_PLAIN));
         code = one_problem(request, table);
     }
     check_data_destroy(request->data);
@@ -130,7 +131,8 @@ static int run(const cli_arguments *a) {
     if (cli_given(a, "suite")) code = bench_suite(cli_choice(a, "suite", 0), a, &request, &table);
     else code = run_named(a, &request, &table);
     if (code != CLI_USAGE) {
-        if (*openblas_core() && cli_given(a, "vs")) fprintf(bench_stream(), "OpenBLAS core: %s, one thread per GEMM\n", openblas_core());
+        if (cli_given(a, "vs") && *openblas_core())
+            bench_show("OpenBLAS core: %s, one thread per GEMM\n", openblas_core());
         const int saved = bench_save(&table, a);
         if (!code) code = saved;
     }

@@ -4,6 +4,7 @@
 #define CLI_BENCH_H
 #include "ceilings.h"
 #include "contenders.h"
+#include "terminal.h"
 
 /* ---- measuring: bench_measure.c ---- */
 
@@ -92,7 +93,8 @@ void bench_table_free(bench_table *table);
 /* ---- results: bench_report.c ---- */
 
 /* Where tables go: stdout, or stderr where --json, --csv or --md has taken it ("-"). */
-FILE *bench_stream(void);
+void bench_show(const char *format, ...) CLI_FORMAT(1);
+const char *bench_style(cli_style style);
 void bench_report_setup(const cli_arguments *a);
 /* Header once, then the rows from `first` on. */
 void bench_print(const bench_table *table, int first, int header);

@@ -5,6 +5,7 @@
 #include "problem_options.h"
 #include "terminal.h"
 #include <cjson/cJSON.h>
+#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -16,7 +17,14 @@ static const char convention[] =
 
 static FILE *stream;
 
-FILE *bench_stream(void) { return stream ? stream : stdout; }
+void bench_show(const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    vfprintf(stream ? stream : stdout, format, arguments);
+    va_end(arguments);
+}
+
+const char *bench_style(cli_style style) { return cli_style_code(stream ? stream : stdout, style); }
 
 void bench_report_setup(const cli_arguments *a) {
     static const char *const files[] = { "json", "csv", "md" };
@@ -59,46 +67,47 @@ static int any_traffic(const bench_table *t) {
 }
 
 static void print_header(const bench_table *t) {
-    fprintf(bench_stream(), "%s%s%s\n", cli_style_code(bench_stream(), CLI_DIM), convention, cli_style_code(bench_stream(), CLI_PLAIN));
-    fprintf(bench_stream(), "%s  %-26s %2s  %-7s %9s %6s  %11s %13s  %8s %6s  %7s %6s", cli_style_code(bench_stream(), CLI_BOLD), "kernel", "T",
-           "check", "max error", "/bound", "median", "quartiles", "GFLOP/s", "%peak", "GB/s", "%read");
-    if (any_versus(t, 0)) fprintf(bench_stream(), "  %11s", "x OpenBLAS");
-    if (any_versus(t, 1)) fprintf(bench_stream(), "  %7s", "x naive");
-    if (any_traffic(t)) fprintf(bench_stream(), "  %10s", "far bytes");
-    fprintf(bench_stream(), "%s\n", cli_style_code(bench_stream(), CLI_PLAIN));
+    bench_show("%s%s%s\n", bench_style(CLI_DIM), convention, bench_style(CLI_PLAIN));
+    bench_show("%s  %-26s %2s  %-7s %9s %6s  %11s %13s  %8s %6s  %7s %6s", bench_style(CLI_BOLD), "kernel", "T", "check",
+               "max error", "/bound", "median", "quartiles", "GFLOP/s", "%peak", "GB/s", "%read");
+    if (any_versus(t, 0)) bench_show("  %11s", "x OpenBLAS");
+    if (any_versus(t, 1)) bench_show("  %7s", "x naive");
+    if (any_traffic(t)) bench_show("  %10s", "far bytes");
+    bench_show("%s\n", bench_style(CLI_PLAIN));
 }
 
 static void print_shares(const bench_row *r) {
     char percent[16] = "-", read[16] = "-";
     if (r->of_ceiling > 0) snprintf(percent, sizeof percent, "%.1f", 100 * r->of_ceiling);
     if (r->of_read > 0) snprintf(read, sizeof read, "%.1f", 100 * r->of_read);
-    fprintf(bench_stream(), "  %8.2f %6s  %7.2f %6s", gflops(r), percent, gbytes(r), read);
+    bench_show("  %8.2f %6s  %7.2f %6s", gflops(r), percent, gbytes(r), read);
 }
 
 static void print_times(double times, int width) {
-    if (times > 0) fprintf(bench_stream(), "  %*.2f", width, times);
-    else fprintf(bench_stream(), "  %*s", width, "");
+    if (times > 0) bench_show("  %*.2f", width, times);
+    else bench_show("  %*s", width, "");
 }
 
 static void print_row(const bench_table *t, const bench_row *r) {
     const int ok = !strcmp(state_of(r), "ok");
-    const cli_style style = ok ? (r->faster ? CLI_YELLOW : CLI_PLAIN) : r->outcome.kind == OUTCOME_REFUSED ? CLI_DIM : CLI_RED;
-    const char *on = style == CLI_PLAIN ? "" : cli_style_code(bench_stream(), style);
-    fprintf(bench_stream(), "%s%c %-26s %2d  %-7s", on, r->chosen ? '*' : r->faster ? '!' : ' ', r->kernel, r->threads, state_of(r));
+    const cli_style failed = r->outcome.kind == OUTCOME_REFUSED ? CLI_DIM : CLI_RED;
+    const cli_style style = !ok ? failed : r->faster ? CLI_YELLOW : CLI_PLAIN;
+    const char *on = style == CLI_PLAIN ? "" : bench_style(style);
+    bench_show("%s%c %-26s %2d  %-7s", on, r->chosen ? '*' : r->faster ? '!' : ' ', r->kernel, r->threads, state_of(r));
     if (!ok || !(r->time.median > 0)) {
-        fprintf(bench_stream(), " %s%s\n", reason_of(r), *on ? cli_style_code(bench_stream(), CLI_PLAIN) : "");
+        bench_show(" %s%s\n", reason_of(r), *on ? bench_style(CLI_PLAIN) : "");
         return;
     }
     char median[24], spread[32];
     snprintf(spread, sizeof spread, "%+.1f %+.1f%%%s", 100 * (r->time.low / r->time.median - 1),
              100 * (r->time.high / r->time.median - 1), r->time.disturbed > r->time.count ? "~" : "");
-    fprintf(bench_stream(), " %9.2e %6.3f  %11s %13s", r->outcome.verdict.o_error, r->outcome.verdict.o_ratio,
+    bench_show(" %9.2e %6.3f  %11s %13s", r->outcome.verdict.o_error, r->outcome.verdict.o_ratio,
            time_text(r->time.median, median), spread);
     print_shares(r);
     if (any_versus(t, 0)) print_times(r->versus[0], 11);
     if (any_versus(t, 1)) print_times(r->versus[1], 7);
-    if (r->outcome.has_traffic) fprintf(bench_stream(), "  %7.1f MB", traffic_bytes(&r->outcome.traffic) * 1e-6);
-    fprintf(bench_stream(), "%s\n", *on ? cli_style_code(bench_stream(), CLI_PLAIN) : "");
+    if (r->outcome.has_traffic) bench_show("  %7.1f MB", traffic_bytes(&r->outcome.traffic) * 1e-6);
+    bench_show("%s\n", *on ? bench_style(CLI_PLAIN) : "");
 }
 
 void bench_print(const bench_table *table, int first, int header) {
@@ -111,15 +120,16 @@ void bench_print(const bench_table *table, int first, int header) {
         cli_problem_text(&r->problem, text, sizeof text);
         if (i > first) cli_problem_text(&table->rows[i - 1].problem, previous, sizeof previous);
         if (strcmp(text, previous))
-            fprintf(bench_stream(), "%s%s%s   %.4g GFLOP, %.4g MB\n", cli_style_code(bench_stream(), CLI_BOLD), text,
-                   cli_style_code(bench_stream(), CLI_PLAIN), r->flops * 1e-9, r->bytes * 1e-6);
+            bench_show("%s%s%s   %.4g GFLOP, %.4g MB\n", bench_style(CLI_BOLD), text,
+                   bench_style(CLI_PLAIN), r->flops * 1e-9, r->bytes * 1e-6);
         print_row(table, r);
         flagged |= r->faster;
         noise = r->noise > noise ? r->noise : noise;
     }
-    if (flagged) fprintf(bench_stream(), "! faster than the kernel that the planner chose (*): their order in kernels.def is wrong here\n");
-    if (noise > 0.05) fprintf(bench_stream(), "~ other programs took up to %.0f %% of the processors meanwhile\n", 100 * noise);
-    fflush(bench_stream());
+    if (flagged)
+        bench_show("! faster than the kernel that the planner chose (*): their order in kernels.def is wrong here\n");
+    if (noise > 0.05) bench_show("~ other programs took up to %.0f %% of the processors meanwhile\n", 100 * noise);
+    fflush(stream ? stream : stdout);
 }
 
 /* ---- JSON ---- */
@@ -245,7 +255,8 @@ static void cell(const bench_row *r, int c, char *text, size_t size) {
 }
 
 /* before, between, after a cell */
-static int save_table(const bench_table *t, const char *option, const char *path, const char *const marks[3], int rule) {
+static int save_table(const bench_table *t, const char *option, const char *path, const char *const marks[3],
+                      int rule) {
     char *text = NULL;
     size_t size = 0;
     FILE *f = open_memstream(&text, &size);

@@ -9,7 +9,12 @@
 
 enum { PREPARE = 0, CALL_SECONDS = 300 };   /* a request above 0 is a number of iterations */
 
-typedef struct shared_answer { bench_sample sample; int has_traffic; attn_traffic traffic; char reason[256]; } shared_answer;
+typedef struct shared_answer {
+    bench_sample sample;
+    int          has_traffic;
+    attn_traffic traffic;
+    char         reason[256];
+} shared_answer;
 
 struct bench_runner {
     bench_item      item;           /* first: the item is the runner */

@@ -153,7 +153,8 @@ static double figure_of(const target *t, const bench_table *table, int first, ch
     if (!r) return 0;
     snprintf(why, size, "%s: %.150s", outcome_names[r->outcome.kind], r->outcome.reason);
     if (!(r->time.median > 0)) return 0;
-    snprintf(why, size, "nothing to compare with: %s", t->metric == SCALING ? "one thread only" : "no ceiling, no OpenBLAS");
+    snprintf(why, size, "nothing to compare with: %s",
+             t->metric == SCALING ? "one thread only" : "no ceiling, no OpenBLAS");
     switch (t->metric) {
     case OF_CEILING: return r->of_ceiling;
     case OF_READ: return r->of_read;
@@ -169,7 +170,8 @@ static void describe(const target *t, char *text, size_t size) {
     static const char *const metrics[] = { "of ceiling", "of stream read", "x OpenBLAS blocked", "x OpenBLAS naive",
                                            "x one thread", "ns a call" };
     char heads[32] = "";
-    if (t->q_heads != t->kv_heads) snprintf(heads, sizeof heads, "GQA %lld/%lld ", (long long)t->q_heads, (long long)t->kv_heads);
+    if (t->q_heads != t->kv_heads)
+        snprintf(heads, sizeof heads, "GQA %lld/%lld ", (long long)t->q_heads, (long long)t->kv_heads);
     const char *kind = t->metric == NANOSECONDS ? "1x1x1 problem" : t->q_len == 1 ? "decode" : "prefill";
     const char *mask = t->q_len == 1 ? "" : t->causal ? " causal" : " full";
     const int threads = t->threads == ALL_THREADS ? attn_cpu_threads() : 1;
@@ -201,14 +203,15 @@ static void judge(const target *t, const bench_table *table, int first, judged *
     out->machine[0] = 0;
     out->noise = r ? r->noise : 0;
     if (!r || !(out->figure > 0)) return;
+    const double flops = r->flops / r->time.median * 1e-9, bytes = r->bytes / r->time.median * 1e-9;
     if (t->metric == OF_CEILING)
-        snprintf(out->machine, sizeof out->machine, "%.1f of %.1f GFLOP/s", r->flops / r->time.median * 1e-9, r->ceiling_flops * 1e-9);
+        snprintf(out->machine, sizeof out->machine, "%.1f of %.1f GFLOP/s", flops, r->ceiling_flops * 1e-9);
     else if (t->metric == OF_READ)
-        snprintf(out->machine, sizeof out->machine, "%.1f of %.1f GB/s", r->bytes / r->time.median * 1e-9, r->read_bytes * 1e-9);
+        snprintf(out->machine, sizeof out->machine, "%.1f of %.1f GB/s", bytes, r->read_bytes * 1e-9);
     else if (t->metric == SCALING && one && one->ceiling_flops > 0)
         snprintf(out->machine, sizeof out->machine, "the ceiling scales %.2f", r->ceiling_flops / one->ceiling_flops);
     else if (t->metric != NANOSECONDS)
-        snprintf(out->machine, sizeof out->machine, "%.1f GFLOP/s", r->flops / r->time.median * 1e-9);
+        snprintf(out->machine, sizeof out->machine, "%.1f GFLOP/s", flops);
 }
 
 static void print_target(const target *t, const judged *j) {
@@ -219,12 +222,12 @@ static void print_target(const target *t, const judged *j) {
     number_text(t->metric, t->goal, goal);
     if (j->figure > 0) number_text(t->metric, j->figure, figure);
     const cli_style style = *verdict == 'g' ? CLI_GREEN : *verdict == 'M' ? CLI_RED : CLI_PLAIN;
-    fprintf(bench_stream(), "  %-58s %8s %8s  %9s  %s%-6s%s  %s%s%s", text, must, goal, figure,
-           style == CLI_PLAIN ? "" : cli_style_code(bench_stream(), style), verdict,
-           style == CLI_PLAIN ? "" : cli_style_code(bench_stream(), CLI_PLAIN), j->figure > 0 ? j->kernel : j->why,
+    bench_show("  %-58s %8s %8s  %9s  %s%-6s%s  %s%s%s", text, must, goal, figure,
+           style == CLI_PLAIN ? "" : bench_style(style), verdict,
+           style == CLI_PLAIN ? "" : bench_style(CLI_PLAIN), j->figure > 0 ? j->kernel : j->why,
            *j->machine ? ": " : "", j->machine);
-    if (j->noise > 0.05) fprintf(bench_stream(), "  (other programs took %.0f %% of its processors)", 100 * j->noise);
-    putc('\n', bench_stream());
+    if (j->noise > 0.05) bench_show("  (other programs took %.0f %% of its processors)", 100 * j->noise);
+    bench_show("\n");
 }
 
 int bench_targets(const bench_request *common, bench_table *table) {
@@ -241,12 +244,12 @@ int bench_targets(const bench_request *common, bench_table *table) {
             }
     }
     cli_progress_end();
-    fprintf(bench_stream(), "%s  %-58s %8s %8s  %9s  %-6s  %s%s\n", cli_style_code(bench_stream(), CLI_BOLD), "target", "must", "goal", "measured",
-           "result", "by", cli_style_code(bench_stream(), CLI_PLAIN));
+    bench_show("%s  %-58s %8s %8s  %9s  %-6s  %s%s\n", bench_style(CLI_BOLD), "target", "must", "goal", "measured",
+               "result", "by", bench_style(CLI_PLAIN));
     for (int i = 0; i < TARGETS; i++) {
         print_target(&targets[i], &results[i]);
         missed += *verdict_of(&targets[i], results[i].figure) == 'M';
     }
-    if (missed) fprintf(bench_stream(), "%d of %d targets missed\n", missed, (int)TARGETS);
+    if (missed) bench_show("%d of %d targets missed\n", missed, (int)TARGETS);
     return missed && !code ? CLI_FAILED : code;
 }

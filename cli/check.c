@@ -35,7 +35,8 @@ static const cli_option check_options[] = {
       .summary = "Runs of each case; all must give the same bits (2)." },
     { .name = "time-limit", .type = CLI_REAL, .argument = "X",
       .summary = "Seconds that one check may take before it is stopped as hanging (10, more for large problems)." },
-    { .name = "json", .type = CLI_FILE, .argument = "FILE", .summary = "Save the result as JSON (schema 1); - is stdout." },
+    { .name = "json", .type = CLI_FILE, .argument = "FILE",
+      .summary = "Save the result as JSON (schema 1); - is stdout." },
     { .name = NULL },
 };
 
@@ -125,9 +126,9 @@ static const char *result_of(const tally *t, const contender *c) {
 }
 
 static void print_table(const contender_list *list, const tally *tallies, int cases) {
-    fprintf(shown(), "%s  %-28s %-11s %7s %6s %6s %8s  %9s %6s  %9s %6s%s\n", cli_style_code(shown(), CLI_BOLD), "kernel", "result",
-           "right", "wrong", "failed", "refused", "O error", "/bound", "LSE error", "/bound",
-           cli_style_code(shown(), CLI_PLAIN));
+    fprintf(shown(), "%s  %-28s %-11s %7s %6s %6s %8s  %9s %6s  %9s %6s%s\n", cli_style_code(shown(), CLI_BOLD), "kernel",
+            "result", "right", "wrong", "failed", "refused", "O error", "/bound", "LSE error", "/bound",
+            cli_style_code(shown(), CLI_PLAIN));
     for (int n = 0; n < list->count; n++) {
         const tally *t = &tallies[n];
         const contender *c = &list->items[n];
@@ -139,8 +140,8 @@ static void print_table(const contender_list *list, const tally *tallies, int ca
             fprintf(shown(), "  %9.2e %6.3f  %9.2e %6.3f\n", t->o_error, t->o_ratio, t->lse_error, t->lse_ratio);
         else fprintf(shown(), "  %s\n", t->failed ? "" : t->refusal);
     }
-    fprintf(shown(), "%d case%s against the float64 oracle; an error counts against the bound computed for its element\n", cases,
-           cases == 1 ? "" : "s");
+    fprintf(shown(), "%d case%s against the float64 oracle; an error counts against the bound computed for its element\n",
+            cases, cases == 1 ? "" : "s");
 }
 
 static int save_json(const contender_list *list, tally *tallies, int cases, const char *path) {

@@ -1,4 +1,4 @@
-/* check_options.h — which cases a command line asks for: one problem, named shapes, the grid, random ones, real input. */
+/* check_options.h — the cases that a command line asks for: problems, named shapes, the grid, random, real input. */
 #ifndef CLI_CHECK_OPTIONS_H
 #define CLI_CHECK_OPTIONS_H
 #include "check.h"

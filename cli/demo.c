@@ -14,8 +14,7 @@ extern const cli_command cli_command_bench;
 typedef struct stage { const char *prefix, *dtype, *title; int course; } stage;
 
 static const stage stages[] = {
-    { "layer0.long.", "f32", "First layer, 512 tokens, converted to f32: the course's four kernels (learn/flash_attention) "
-                             "beside the library's", 1 },
+    { "layer0.long.", "f32", "First layer, 512 tokens, as f32: the course's four kernels beside the library's", 1 },
     { "layer0.long.", "bf16", "The same in bf16, as stored", 0 },
     { "layer5.long.", "f16", "Last layer, 512 tokens, f16", 0 },
     { "layer2.batch.", "f32", "Third layer, seven sentences of different length in one batch, f32", 0 },
@@ -56,26 +55,26 @@ static double naive_seconds(const bench_table *t) {
 static double far_bytes(const attn_traffic *t) { return (double)(t->q + t->k + t->v + t->o + t->scores); }
 
 static void print_row(int rank, const bench_row *r, double naive) {
-    fprintf(bench_stream(), "%5d  %-24s %2d", rank, r->kernel, r->threads);
+    bench_show("%5d  %-24s %2d", rank, r->kernel, r->threads);
     if (!(r->time.median > 0)) {
         const char *reason = *r->reason ? r->reason : r->outcome.reason;
-        fprintf(bench_stream(), "  %s%s%s: %s\n", cli_style_code(bench_stream(), CLI_RED), outcome_names[r->outcome.kind],
-               cli_style_code(bench_stream(), CLI_PLAIN), reason);
+        bench_show("  %s%s%s: %s\n", bench_style(CLI_RED), outcome_names[r->outcome.kind],
+               bench_style(CLI_PLAIN), reason);
         return;
     }
-    fprintf(bench_stream(), "  %8.1e %5.0f %%  %9.3f ms  %8.1f %7.1f", r->outcome.verdict.o_error, 100 * r->outcome.verdict.o_ratio,
+    bench_show("  %8.1e %5.0f %%  %9.3f ms  %8.1f %7.1f", r->outcome.verdict.o_error, 100 * r->outcome.verdict.o_ratio,
            r->time.median * 1e3, r->flops / r->time.median * 1e-9, 100 * r->of_ceiling);
-    if (naive > 0) fprintf(bench_stream(), "  %7.1f", naive / r->time.median);
-    if (r->outcome.has_traffic) fprintf(bench_stream(), "  %8.1f MB", far_bytes(&r->outcome.traffic) * 1e-6);
-    fprintf(bench_stream(), "%s\n", r->chosen ? "   chosen" : "");
+    if (naive > 0) bench_show("  %7.1f", naive / r->time.median);
+    if (r->outcome.has_traffic) bench_show("  %8.1f MB", far_bytes(&r->outcome.traffic) * 1e-6);
+    bench_show("%s\n", r->chosen ? "   chosen" : "");
 }
 
 static void print_refused(const bench_table *t) {
     int n = 0;
     for (int i = 0; i < t->count; i++)
         if (t->rows[i].outcome.kind == OUTCOME_REFUSED)
-            fprintf(bench_stream(), "%s%s", n++ ? ", " : "not for this problem (attn explain says why): ", t->rows[i].kernel);
-    if (n) putc('\n', bench_stream());
+            bench_show("%s%s", n++ ? ", " : "not for this problem (attn explain says why): ", t->rows[i].kernel);
+    if (n) bench_show("\n");
 }
 
 static void print_stage(const stage *s, const bench_table *t) {
@@ -87,15 +86,15 @@ static void print_stage(const stage *s, const bench_table *t) {
     for (int i = 0; i < t->count; i++) sorted[i] = &t->rows[i];
     qsort(sorted, (size_t)t->count, sizeof *sorted, by_time);
     const attn_problem *p = &t->rows[0].problem;
-    fprintf(bench_stream(), "\n%s%s%s\n%lld x %lld queries and keys, %lld heads of dimension %lld, %.3g GFLOP\n",
-           cli_style_code(bench_stream(), CLI_BOLD), s->title, cli_style_code(bench_stream(), CLI_PLAIN), (long long)p->batch,
+    bench_show("\n%s%s%s\n%lld x %lld queries and keys, %lld heads of dimension %lld, %.3g GFLOP\n",
+           bench_style(CLI_BOLD), s->title, bench_style(CLI_PLAIN), (long long)p->batch,
            (long long)p->q_len, (long long)p->q_heads, (long long)p->qk_dim, t->rows[0].flops * 1e-9);
-    fprintf(bench_stream(), " rank  %-24s %2s  %8s %7s  %12s  %8s %7s%s\n", "kernel", "T", "error", "allowed", "time", "GFLOP/s",
+    bench_show(" rank  %-24s %2s  %8s %7s  %12s  %8s %7s%s\n", "kernel", "T", "error", "allowed", "time", "GFLOP/s",
            "% peak", s->course ? "  x naive    far memory" : "");
     for (int i = 0; i < t->count; i++)
         if (sorted[i]->outcome.kind != OUTCOME_REFUSED) print_row(i + 1, sorted[i], s->course ? naive_seconds(t) : 0);
     print_refused(t);
-    fflush(bench_stream());
+    fflush(stdout);
     free(sorted);
 }
 
@@ -155,7 +154,7 @@ int bench_demo(const char *file, bench_table *table) {
         .options = ATTN_OPTIONS_INIT, .explicit_list = 1,
         .settings = { .samples = 5, .sample_seconds = 0.025, .budget = 0.8 },
     };
-    fprintf(bench_stream(), "Q, K and V as the sentence model all-MiniLM-L6-v2 computed them on the Declaration of Independence.\n"
+    bench_show("Q, K and V as the sentence model all-MiniLM-L6-v2 computed them on the Declaration of Independence.\n"
            "Every kernel below was first compared with a float64 oracle: \"allowed\" is its largest error as a share of\n"
            "what rounding explains for that element. %% peak: of the multiply-add rate that this machine reaches, measured\n"
            "between the same samples. far memory: bytes that the kernel counted itself.\n");
@@ -164,7 +163,7 @@ int bench_demo(const char *file, bench_table *table) {
         const int one = run_stage(file ? file : found, &stages[i], &request, table);
         if (one) code = one;
     }
-    fprintf(bench_stream(), "\nCompare the course's kernels: diff learn/flash_attention/flash_v1.c learn/flash_attention/flash_v2.c\n"
+    bench_show("\nCompare the course's kernels: diff learn/flash_attention/flash_v1.c learn/flash_attention/flash_v2.c\n"
            "Yours beside them:            attn bench --in demo/minilm.safetensors --dtype f32 --kernel ./mine.c,'flash_*'\n");
     return code;
 }

@@ -32,7 +32,8 @@ static const char *open_library(void) {
     for (size_t i = 0; !blas.handle && i < sizeof names / sizeof *names; i++)
         blas.handle = dlopen(names[i], RTLD_NOW | RTLD_LOCAL);
     if (!blas.handle) return "OpenBLAS is not installed (Debian package libopenblas0-pthread)";
-    void *const sgemm = dlsym(blas.handle, "cblas_sgemm"), *const threads = dlsym(blas.handle, "openblas_set_num_threads");
+    void *const sgemm = dlsym(blas.handle, "cblas_sgemm");
+    void *const threads = dlsym(blas.handle, "openblas_set_num_threads");
     void *const core = dlsym(blas.handle, "openblas_get_corename");
     if (!sgemm || !threads) return "this OpenBLAS has no cblas_sgemm";
     memcpy(&blas.set_threads, &threads, sizeof threads);

@@ -145,11 +145,22 @@ static void clear(value *v) {
     *v = (value){ .option = v->option };
 }
 
+/* A list of names given twice is one longer list: --kernel a --kernel b. Other options: the last one counts. */
+static char *joined(const value *v, const char *text) {
+    const size_t before = v->text ? strlen(v->text) + 1 : 0, length = strlen(text);
+    char *all = malloc(before + length + 1);
+    if (!all) return NULL;
+    if (before) snprintf(all, before + 1, "%s,", v->text);
+    memcpy(all + before, text, length + 1);
+    return all;
+}
+
 static int set_value(const cli_command *command, value *v, const char *text) {
     const cli_option *o = v->option;
     const int list = o->list && (command->sweeps || o->list > 1);
+    char *value_text = list && o->type == CLI_TEXT ? joined(v, text) : strdup(text);
     clear(v);
-    v->text = strdup(text);
+    v->text = value_text;
     if (!v->text || !split(v, !list ? 0 : o->type == CLI_PAIR ? '/' : ',')) {
         cli_error("out of memory");
         return CLI_USAGE;

@@ -108,7 +108,8 @@ static void compile(plugin *p) {
         return;
     }
     snprintf(compiler, sizeof compiler, "%s", cc && *cc ? cc : cuda ? "nvcc" : "cc");
-    snprintf(flags, sizeof flags, cuda ? "-O3 -arch=native -Xcompiler -fPIC -shared" : "-O3 -march=native -fPIC -shared");
+    snprintf(flags, sizeof flags, "%s",
+             cuda ? "-O3 -arch=native -Xcompiler -fPIC -shared" : "-O3 -march=native -fPIC -shared");
     snprintf(extra, sizeof extra, "%s", more ? more : "");
     char *words[WORDS];
     int n = add_words(words, 0, compiler);

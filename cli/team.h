@@ -1,4 +1,4 @@
-/* team.h — a few threads that do one thing together; for ceilings and baselines, which must not use the library's pool. */
+/* team.h — a few threads that do one thing together: for ceilings and baselines, which must not use the library's. */
 #ifndef CLI_TEAM_H
 #define CLI_TEAM_H
 
