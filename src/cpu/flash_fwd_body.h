@@ -4,15 +4,20 @@
 #include "flash_fwd_tiles.h"
 #include "flash_fwd_item.h"
 #include "flash_fwd_masks.h"
+
+/* Tuned on a Zen 4 core (32 KiB L1, 1 MiB L2); bench/notes/cpu-prefill.md has the measurements. */
+enum {
+    BLOCK = 96,                                       /* keys: scores (24 KiB) and a block of V stay near L1 */
+    ITEM_ROWS = LANES < 16 ? 128 : 256,               /* rows that share a block of K and V in L2 */
+    FAR_ROW = 2048                                    /* bytes from row to row that make rows collide in L1 */
+};
+enum { ITEM_PANELS, ITEMS_PER_HEAD, GATHERS };        /* schedule[] */
+
 #if defined(SIMD_DOT)
 #include "flash_fwd_dot.h"
 #else
 #include "flash_fwd_f32.h"
 #endif
-
-enum { BLOCK = 96 };                                  /* keys: scores (24 KiB) and a block of V stay near L1 */
-/* schedule[]: */
-enum { ITEM_PANELS, ITEMS_PER_HEAD, GATHERS };
 
 typedef struct { const attn_plan *plan; const attn_tensors *t; char *workspace; } flash_job;
 
@@ -144,6 +149,7 @@ static void flash_item(void *arg, int64_t index, int slot) {
     if (f.block < f.high) find_next_block(&f, f.block, BLOCK);
     for (; f.block < f.high; f.block += BLOCK, f.from = 0) {
         load_block(&f, BLOCK, (int)schedule[GATHERS]);
+        if (f.block + f.keys >= f.high) prefetch_outputs(&f);
         for (int64_t i = 0; i < f.count; i++) panel_block(&f, &f.panels[i]);
     }
     for (int64_t i = 0; i < f.count; i++)
@@ -155,13 +161,16 @@ static void flash_item(void *arg, int64_t index, int slot) {
 static attn_status flash_prepare(attn_plan *plan) {
     const attn_problem *p = &plan->problem;
     const int64_t group = p->q_heads / p->kv_heads, gathers = flash_gathers(p);
-    int64_t rows, items;
+    int64_t rows, items, heads;
     if (!attn_multiply(group, p->q_len, &rows) || rows > INT64_MAX - PANELS * PANEL)
         return attn_fail(ATTN_INVALID, "q_len = %lld: times heads per K/V head overflows", (long long)p->q_len);
-    const int64_t panels = gathers ? 4 : 2;
-    const int64_t per_head = (rows + panels * PANEL - 1) / (panels * PANEL);
-    if (!attn_multiply(p->batch, p->kv_heads, &items) || !attn_multiply(items, per_head, &items))
-        return attn_fail(ATTN_INVALID, "batch = %lld: too many work items", (long long)p->batch);
+    int64_t panels = at_least(at_most(ITEM_ROWS / PANEL, (rows + PANEL - 1) / PANEL), 1), per_head;
+    for (;; panels /= 2) {                            /* enough items for all threads; a row's bits stay the same */
+        per_head = (rows + panels * PANEL - 1) / (panels * PANEL);
+        if (!attn_multiply(p->batch, p->kv_heads, &heads) || !attn_multiply(heads, per_head, &items))
+            return attn_fail(ATTN_INVALID, "batch = %lld: too many work items", (long long)p->batch);
+        if (panels == 1 || plan->threads == 1 || items >= 4 * (int64_t)plan->threads) break;
+    }
     plan->schedule[ITEM_PANELS] = panels;
     plan->schedule[ITEMS_PER_HEAD] = per_head;
     plan->schedule[GATHERS] = gathers;

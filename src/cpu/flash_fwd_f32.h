@@ -4,7 +4,10 @@
 #define FLASH_SUMMARY "tiles of queries in lanes, f32 arithmetic, online softmax, nothing packed but Q"
 
 static int flash_gathers(const attn_problem *p) {
-    return p->dtype == ATTN_F32 ? 0 : p->v_in_k ? GATHER_K : GATHER_K | GATHER_V;
+    const int all = p->v_in_k ? GATHER_K : GATHER_K | GATHER_V;
+    if (p->dtype != ATTN_F32) return all;
+    /* Narrow panels return to a block so often that it pays to bring far rows together. */
+    return LANES < 16 && (p->k_stride.seq >= FAR_ROW / 4 || p->v_stride.seq >= FAR_ROW / 4) ? all : 0;
 }
 
 /* Transpose the panel's rows of Q into lanes; lanes not in use are 0. */
@@ -41,22 +44,15 @@ static void widen_rows(const flash *f, const char *const *rows, int64_t dim, flo
 /* The next block becomes the current one: f->k and f->v point at its rows in f32. */
 static void load_block(flash *f, int64_t n, int gathers) {
     const attn_problem *p = f->p;
+    const int64_t k_row = k_words(p), v_row = whole_vectors(p->v_dim);
     f->keys = f->next_keys;
     f->v_finite = -1;
-    if (gathers) {
-        const int64_t k_row = whole_vectors(p->qk_dim), v_row = p->v_in_k ? k_row : whole_vectors(p->v_dim);
-        const float *v_rows = p->v_in_k ? f->k_rows : f->v_rows;
-        widen_rows(f, f->k_next, p->qk_dim, f->k_rows);
-        if (!p->v_in_k) widen_rows(f, f->v_next, p->v_dim, f->v_rows);
-        for (int64_t j = f->from; j < f->keys; j++) {
-            f->k[j] = f->k_rows + j * k_row;
-            f->v[j] = v_rows + j * v_row;
-        }
-    } else {
-        for (int64_t j = f->from; j < f->keys; j++) {
-            f->k[j] = f->k_next[j];
-            f->v[j] = (const float *)(const void *)f->v_next[j];
-        }
+    if (gathers & GATHER_K) widen_rows(f, f->k_next, p->qk_dim, f->k_rows);
+    if (gathers & GATHER_V) widen_rows(f, f->v_next, p->v_dim, f->v_rows);
+    for (int64_t j = f->from; j < f->keys; j++) {
+        f->k[j] = gathers & GATHER_K ? (const void *)(f->k_rows + j * k_row) : f->k_next[j];
+        f->v[j] = gathers & GATHER_V ? f->v_rows + j * v_row
+                : p->v_in_k ? f->k[j] : (const float *)(const void *)f->v_next[j];
     }
     find_next_block(f, f->block + n, n);
 }

@@ -1,6 +1,6 @@
 /* flash_fwd_item.h — what one work item of the flash kernels sees: a sequence, a K/V head, up to PANELS panels of
  * query rows (row r = position r / group, head r % group of that K/V head), and its slice of the workspace. */
-enum { PANELS = 8 };                                  /* per item, at most */
+enum { PANELS = 32 };                                 /* per item, at most */
 
 typedef struct panel {
     int64_t row;                                      /* first row */
@@ -115,10 +115,12 @@ static void prefetch_row(const char *row, int64_t bytes) {
 
 /* Keys that causal and window let each lane see. Positions ascend with lanes, so both ends do too. */
 static void find_ranges(flash *f, panel *x) {
-    for (int64_t lane = 0; lane < PANEL; lane++) {
-        const int64_t row = x->row + at_most(lane, x->rows - 1);
-        attn_range r = attn_visible(f->p, &f->s, row_position(f, row));
+    attn_range r = { 0, 0 };
+    for (int64_t lane = 0, last = -1; lane < PANEL; lane++) {
+        const int64_t i = row_position(f, x->row + at_most(lane, x->rows - 1));
+        if (i != last) r = attn_visible(f->p, &f->s, i);
         if (r.high <= r.low) r.low = r.high = at_most(r.low, f->s.kv_len);
+        last = i;
         x->lane_low[lane] = r.low;
         x->lane_high[lane] = r.high;
     }
@@ -146,6 +148,17 @@ static void open_panel(flash *f, panel *x) {
     memset(x->o, 0, (size_t)(PANEL * f->o_row) * sizeof(float));
 }
 
+static char *output_row(const flash *f, int64_t row) {
+    const int64_t at = attn_q_offset(&f->s, f->p->o_stride, row_position(f, row), row_head(f, row));
+    return (char *)f->t->o + at * attn_dtype_size(f->p->o_dtype);
+}
+
+static void prefetch_outputs(const flash *f) {
+    for (int64_t i = 0; i < f->count; i++)
+        for (int64_t lane = 0; lane < f->panels[i].rows; lane++)
+            prefetch_row(output_row(f, f->panels[i].row + lane), f->p->v_dim * attn_dtype_size(f->p->o_dtype));
+}
+
 /* O and LSE of one row out of the sums. The sink is one more term below the fraction, not of LSE. */
 static void close_row(const flash *f, const panel *x, int64_t lane) {
     const attn_problem *p = f->p;
@@ -157,7 +170,7 @@ static void close_row(const flash *f, const panel *x, int64_t lane) {
         const float sink = p->has_sinks ? expf((float)(f->t->sinks[h] - natural)) : 0;
         factor = 1 / (l + sink);
     }
-    char *o = (char *)f->t->o + attn_q_offset(&f->s, p->o_stride, i, h) * attn_dtype_size(p->o_dtype);
+    char *o = output_row(f, x->row + lane);
     for (int64_t d = 0; d < p->v_dim; d += LANES) {
         const vec sum = v_load(x->o + lane * f->o_row + d);
         v_store_part_any(o, p->o_dtype, d, v_first(at_most(LANES, p->v_dim - d)),
