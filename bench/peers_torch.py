@@ -4,6 +4,7 @@ kernels through ctypes, in alternating rounds on the same tensors, after a check
 ratios; --json FILE keeps all numbers.
 
     python3 bench/peers_torch.py --library build/libattn.so [--kernels auto,flash_fwd_sm80] [--lengths 2k,8k,16k]
+    python3 bench/peers_torch.py --cpu [--threads N]         on the CPU: peers_torch_cpu.py
 """
 import argparse
 import ctypes
@@ -16,6 +17,8 @@ import statistics
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+if "--cpu" in sys.argv:
+    os.execv(sys.executable, [sys.executable, str(ROOT / "bench" / "peers_torch_cpu.py")] + sys.argv[1:])
 
 
 def arguments():

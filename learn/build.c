@@ -168,20 +168,29 @@ static int explain_exit(int code, const char *file) {
 }
 
 /* Plug-in kernels are judged by the attn command that lies beside this program. */
-static int run_attn(const char *file, int cuda) {
+static int run_attn(const char *file, int cuda, int judge_only) {
     char attn[PATH];
     const ssize_t n = readlink("/proc/self/exe", attn, PATH - 8);
     if (n <= 0) return 127;
     attn[n] = 0;
     strcpy(strrchr(attn, '/') + 1, "attn");
+    char *const judge[WORDS] = { attn, "check", "--kernel", (char *)file, "--b", "2", "--hq", "4", "--hkv", "2", "--sq",
+                                 "65,33", "--sk", "130", "--d", "40", "--dtype", "f32", "--causal",
+                                 cuda ? "--backend" : NULL, "cuda", NULL };
+    if (judge_only) return explain_exit(run_words(judge, NULL, NULL, RUN_SECONDS), file);
     char *const words[WORDS] = { attn, "bench", "--kernel", (char *)file, "--b", "1", "--hq", "4", "--sq", "1024", "--d", "64",
                                  "--dtype", "f32", cuda ? "--backend" : NULL, "cuda", NULL };
     return explain_exit(run_words(words, NULL, NULL, RUN_SECONDS), file);
 }
 
-static int run_python(const char *file) {
+static int run_python(const char *file, int lesson_number) {
     const char *python = getenv("PYTHON") ? getenv("PYTHON") : "python3";
     if (!getenv("TRITON_INTERPRET") && !have_gpu()) setenv("TRITON_INTERPRET", "1", 1);
+    char path[3 * PATH];         /* exercises import the lessons that they change */
+    snprintf(path, sizeof path, "%s/triton_basics", learn_folder());
+    if (!strstr(file, "triton_basics") && lesson_number > 9)
+        snprintf(path, sizeof path, "%s/%s", learn_folder(), lesson_number < 19 ? "flash_attention" : "flash_mla");
+    setenv("PYTHONPATH", path, 1);
     return explain_exit(run_words((char *[]){ (char *)python, (char *)file, NULL }, NULL, NULL, RUN_SECONDS), file);
 }
 
@@ -193,8 +202,8 @@ int learn_execute(const learn_lesson *lesson, const char *given, learn_where whe
         fprintf(stderr, "learn: %s: %s\n", file, strerror(errno));
         return 2;
     }
-    if (lesson->kind == PYTHON_PROGRAM) return run_python(file);
-    if (lesson->kind == C_KERNEL || lesson->kind == CUDA_KERNEL) return run_attn(file, lesson->kind == CUDA_KERNEL);
+    if (lesson->kind == PYTHON_PROGRAM) return run_python(file, atoi(lesson->number));
+    if (lesson->kind == C_KERNEL || lesson->kind == CUDA_KERNEL) return run_attn(file, lesson->kind == CUDA_KERNEL, given != NULL);
     const char *build = learn_build_folder();
     if (!make_folders(build)) return 1;
     join(program, "%s/%s", build, base_name(file));

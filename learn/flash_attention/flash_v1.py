@@ -53,7 +53,7 @@ def predicted_bytes(rows, keys, dim):
     return 4 * (2 * keys * dim + tiles * rows * (dim + 2 * dim + 4))
 
 
-if __name__ == "__main__":
+def main():
     print("FlashAttention-1 in NumPy")
     check(attention, "flash v1")
     for dim in (64, 128):
@@ -64,3 +64,7 @@ if __name__ == "__main__":
         print(f"  512 x 512 x {dim}: predicted {predicted_bytes(512, 512, dim)} bytes, counted {far.bytes}, naive {naive}")
         expect(far.bytes == predicted_bytes(512, 512, dim), "the count is the prediction")
     end()
+
+
+if __name__ == "__main__":
+    main()

@@ -90,7 +90,7 @@ def predicted_bytes(rows, keys, dim):
     return 4 * (2 * rows * dim + -(-rows // ROWS) * 2 * keys * dim)
 
 
-if __name__ == "__main__":
+def main():
     print("FlashAttention-2 in NumPy")
     check(attention, "flash v2")
     for dim in (64, 128):
@@ -103,3 +103,7 @@ if __name__ == "__main__":
         worst = gradient_check(causal)
         expect(worst <= 1e-6, f"backward{' causal' if causal else ''} against finite differences: {worst:.1e}")
     end()
+
+
+if __name__ == "__main__":
+    main()

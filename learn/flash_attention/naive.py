@@ -33,7 +33,7 @@ def predicted_bytes(rows, keys, dim):
     return 4 * (2 * rows * dim + 2 * keys * dim + 4 * rows * keys)
 
 
-if __name__ == "__main__":
+def main():
     print("Naive attention in NumPy")
     check(attention, "naive")
     q, k, v = data("random", 256, 256, 64)
@@ -42,3 +42,7 @@ if __name__ == "__main__":
     print(f"  256 x 256 x 64: predicted {predicted_bytes(256, 256, 64)} bytes, counted {far.bytes}")
     expect(far.bytes == predicted_bytes(256, 256, 64), "the count is the prediction")
     end()
+
+
+if __name__ == "__main__":
+    main()

@@ -61,7 +61,7 @@ def merges_in_any_order(trees=2000):
     return worst
 
 
-if __name__ == "__main__":
+def main():
     print("Online softmax in NumPy")
     worst = merges_in_any_order()
     expect(worst <= 1e-12, "2000 random merge trees give the same answer, hidden and empty parts included")
@@ -75,3 +75,7 @@ if __name__ == "__main__":
     print(f"  predicted {predicted} bytes, counted {far.bytes}: no S, but every query reads all of K and V")
     expect(far.bytes == predicted, "the count is the prediction")
     end()
+
+
+if __name__ == "__main__":
+    main()

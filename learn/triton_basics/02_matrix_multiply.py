@@ -66,6 +66,8 @@ def main():
             c, stores = run(a, b, group)
             compare(f"{m} x {n} x {k}, groups of {group}", c, a.double() @ b.double(), 4e-7 * k)
             expect(bool((stores == 1).all()), "every output tile was stored exactly once")
+    every = sorted((r, c) for r in range(32) for c in range(32))
+    expect(all(sorted(order(32, g)) == every for g in (1, 3, 8)), "the map reaches every tile once")
     plain, grouped = (distinct_tiles(order(32, g), 64) for g in (1, 8))
     print(f"\n  64 programs in flight on 32 x 32 tiles need {plain:.0f} row and column strips in row order, "
           f"{grouped:.0f} in groups of 8")
@@ -78,4 +80,5 @@ def main():
     end()
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -57,4 +57,5 @@ def main():
     end()
 
 
-main()
+if __name__ == "__main__":
+    main()
