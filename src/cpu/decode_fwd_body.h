@@ -11,7 +11,7 @@
 #include "decode_fwd_f32.h"
 #endif
 
-enum { MOST_ROWS = 16,                                /* query rows per K/V head; above, flash is faster */
+enum { MOST_ROWS = 64,                                /* query rows per K/V head; above, flash is faster */
        ITEM_ROWS = 64,                                /* rows of all heads of an item: its sums stay in L1 and L2 */
        AHEAD = 4096,                                  /* bytes from what is read to what is fetched */
        LEAST_KEYS = 256, STRICT_KEYS = 1024 };        /* keys of a part: at least; in strict mode always */
