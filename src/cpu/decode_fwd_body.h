@@ -11,7 +11,9 @@
 #include "decode_fwd_f32.h"
 #endif
 
-enum { MOST_ROWS = 64,                                /* query rows per K/V head; above, flash is faster */
+enum { FEW_ROWS = 12,                                 /* query rows per K/V head up to which decode beats flash */
+       MOST_ROWS = 128,                               /* and up to which it may, by splitting keys among threads */
+       LONG_KEYS = 1024,                              /* if there are as many keys */
        ITEM_ROWS = 64,                                /* rows of all heads of an item: its sums stay in L1 and L2 */
        AHEAD = 4096,                                  /* bytes from what is read to what is fetched */
        LEAST_KEYS = 256, STRICT_KEYS = 1024 };        /* keys of a part: at least; in strict mode always */
@@ -170,9 +172,16 @@ static void merge_item(void *arg, int64_t index, int slot) {
 
 /* ---- the record ---- */
 
+/* Flash needs 16 rows to fill its lanes, but has one item per K/V head then: with fewer heads than threads, splitting
+ * the keys wins (MLA: 128 query heads on one). Not in strict mode, where batch and threads may not decide anything. */
 static const char *decode_refuses(const attn_problem *p) {
-    return p->q_len > MOST_ROWS || p->q_len * (p->q_heads / p->kv_heads) > MOST_ROWS
-               ? "more than 16 query rows per K/V head: flash is faster" : NULL;
+    const int64_t group = p->q_heads / p->kv_heads;
+    int64_t heads;
+    if (p->q_len > MOST_ROWS || p->q_len * group > MOST_ROWS) return "more than 128 query rows per K/V head";
+    if (p->q_len * group <= FEW_ROWS) return NULL;
+    if (p->strict || p->kv_len < LONG_KEYS) return "more than 12 query rows per K/V head: flash is faster";
+    if (attn_multiply(p->batch, p->kv_heads, &heads) && heads < attn_threads_default()) return NULL;
+    return "more than 12 query rows per K/V head, and heads for all threads: flash is faster";
 }
 
 /* Into how many parts the keys are cut. In strict mode by their number alone; otherwise so that every thread gets
