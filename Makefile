@@ -24,7 +24,8 @@ test:
 	@ctest --test-dir $(BUILD) --output-on-failure
 
 bench: all
-	$(BUILD)/attn bench --suite table
+	@scripts/setup.sh
+	$(BUILD)/attn bench --suite prefill,decode --html report.html --json report.json
 
 clean:
 	rm -rf $(BUILD) build-demo

@@ -24,6 +24,8 @@ static const cli_option bench_options[] = {
     { .name = "seed", .type = CLI_INTEGER, .argument = "N", .summary = "Seed of the numbers (1)." },
     { .name = "json", .type = CLI_FILE, .argument = "FILE", .summary = "Save the rows as JSON (schema 1); - is stdout." },
     { .name = "csv", .type = CLI_FILE, .argument = "FILE", .summary = "Save the rows as CSV." },
+    { .name = "html", .type = CLI_FILE, .argument = "FILE",
+      .summary = "Save a self-contained page: bars, roofline, lengths, a table to sort." },
     { .name = "md", .type = CLI_FILE, .argument = "FILE", .summary = "Save the rows as a Markdown table." },
     { .name = NULL },
 };

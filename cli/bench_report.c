@@ -1,5 +1,6 @@
 /* bench_report.c — rows as a table on the terminal, as Markdown, CSV and JSON. */
 #include "bench.h"
+#include "bench_html.h"
 #include "openblas.h"
 #include "output.h"
 #include "problem_options.h"
@@ -286,6 +287,11 @@ int bench_save(const bench_table *table, const cli_arguments *a) {
     int code = CLI_OK;
     if (cli_given(a, "json")) code = save_json(table, cli_text(a, "json"));
     if (!code && cli_given(a, "csv")) code = save_table(table, "--csv", cli_text(a, "csv"), csv, 0);
+    if (!code && cli_given(a, "html")) {
+        char machine[256];
+        machine_name(machine, sizeof machine);
+        code = bench_html_save(table, machine, cli_text(a, "html"));
+    }
     if (!code && cli_given(a, "md")) code = save_table(table, "--md", cli_text(a, "md"), markdown, 1);
     return code;
 }
