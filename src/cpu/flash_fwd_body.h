@@ -7,7 +7,7 @@
 
 /* Tuned on a Zen 4 core (32 KiB L1, 1 MiB L2); bench/notes/cpu-prefill.md has the measurements. */
 enum {
-    BLOCK = 96,                                       /* keys: scores (24 KiB) and a block of V stay near L1 */
+    BLOCK = KEYS > 1 ? 144 : 96,                      /* keys: scores and a block of V stay near L1 */
     ITEM_ROWS = LANES < 16 ? 128 : 256,               /* rows that share a block of K and V in L2 */
     FAR_ROW = 2048                                    /* bytes from row to row that make rows collide in L1 */
 };

@@ -50,14 +50,15 @@ SIMD_INLINE void score_tile(const int vecs, int64_t words, const word *q, const 
         }
     }
     SIMD_UNROLL
-    for (int c = 0; c < vecs; c++) {
-        vec m = v_load(top + c * LANES);
+    for (int r = 0; r < TILE; r++) {
         SIMD_UNROLL
-        for (int r = 0; r < TILE; r++) {
-            v_store(s + r * PANEL + c * LANES, acc[r][c]);
-            m = v_max(m, acc[r][c]);
-        }
-        v_store(top + c * LANES, m);
+        for (int c = 0; c < vecs; c++) v_store(s + r * PANEL + c * LANES, acc[r][c]);
+    }
+    SIMD_UNROLL
+    for (int c = 0; c < vecs; c++) {                  /* a tree: chains of maxima would delay the next tile */
+        const vec low = v_max(v_max(acc[0][c], acc[1][c]), acc[2][c]);
+        const vec high = v_max(v_max(acc[3][c], acc[4][c]), acc[5][c]);
+        v_store(top + c * LANES, v_max(v_load(top + c * LANES), v_max(low, high)));
     }
 }
 
