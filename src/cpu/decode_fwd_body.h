@@ -30,10 +30,7 @@ static void rows_of_chunk(decode *x, int64_t head, int64_t row, int rows, rows_a
     const int64_t at = head * x->padded + row;
     float alpha[ROWS], *o = x->o + at * x->o_row;
     int masked = 0;
-    const int64_t from = x->from / LANES * LANES, to = round_up(x->to, LANES);
-    for (int64_t j = 0; j < CHUNK; j += LANES)
-        for (int i = 0; i < rows && (j < from || j >= to); i++) v_store(x->scores + i * CHUNK + j, v_set(-INFINITY));
-    scores_of(x, rows, x->q + at * x->q_row, k, from, to, next_k);
+    scores_of(x, rows, x->q + at * x->q_row, k, next_k);
     for (int i = 0; i < rows; i++)
         masked |= mask_row(x, x->scores + i * CHUNK, head, at_most(row + i, x->rows - 1));
     softmax_rows(x, rows, x->scores, x->m + at, x->l + at, alpha);
@@ -51,6 +48,7 @@ static void rows_of_chunk(decode *x, int64_t head, int64_t row, int rows, rows_a
 /* The rows to fetch while `list` is read at `at`: of one head AHEAD bytes ahead, else of the next head. */
 static rows_ahead next_rows(const decode *x, const char **list, int64_t head, int64_t head_step, int64_t bytes) {
     const int64_t keys = at_least(1, at_most(CHUNK, AHEAD / bytes));
+    if (x->last && head + 1 == x->heads) return (rows_ahead){ { list, 0 }, 0 };
     if (x->heads == 1) return (rows_ahead){ { list + keys, 0 }, bytes };
     if (head + 1 == x->heads) return (rows_ahead){ { list + CHUNK, 0 }, bytes };
     return (rows_ahead){ { list, (head + 1) * head_step }, bytes };
@@ -79,18 +77,22 @@ static void walk_keys(decode *x) {
     const attn_problem *p = x->p;
     const size_t bytes = CHUNK * sizeof(char *);
     x->chunk = x->low / CHUNK * CHUNK;
-    find_rows(x, x->chunk, t->k, p->k_stride, x->k + CHUNK);
-    find_rows(x, x->chunk, t->v, p->v_stride, x->v + CHUNK);
-    for (; x->chunk < x->high; x->chunk += CHUNK) {
-        memcpy(x->k, x->k + CHUNK, bytes);
-        memcpy(x->v, x->v + CHUNK, bytes);
-        if (x->chunk + CHUNK < x->high) {             /* else the last rows are fetched again, which costs nothing */
+    find_rows(x, x->chunk, t->k, p->k_stride, x->k);
+    find_rows(x, x->chunk, t->v, p->v_stride, x->v);
+    for (;; x->chunk += CHUNK) {
+        x->last = x->chunk + CHUNK >= x->high;
+        if (!x->last) {
             find_rows(x, x->chunk + CHUNK, t->k, p->k_stride, x->k + CHUNK);
             find_rows(x, x->chunk + CHUNK, t->v, p->v_stride, x->v + CHUNK);
         }
         x->from = at_least(0, x->low - x->chunk);
         x->to = at_most(CHUNK, x->high - x->chunk);
+        x->begin = x->from / LANES * LANES;
+        x->end = round_up(x->to, LANES);
         for (int64_t head = 0; head < x->heads; head++) head_of_chunk(x, head);
+        if (x->last) return;
+        memcpy(x->k, x->k + CHUNK, bytes);
+        memcpy(x->v, x->v + CHUNK, bytes);
     }
 }
 

@@ -27,10 +27,8 @@ static void load_query(const decode *x, int64_t head, int64_t row, float *to) {
     }
 }
 
-/* Scores of keys from .. to - 1, both multiples of LANES. */
-static void scores_of(const decode *x, int rows, const float *q, rows_at k, int64_t from, int64_t to,
-                      rows_ahead ahead) {
-    WITH_DTYPE(score_rows, x->p->dtype, x->p->qk_dim, q, x->q_row, k, from, to, ahead, x->scores);
+static void scores_of(const decode *x, int rows, const float *q, rows_at k, rows_ahead ahead) {
+    WITH_DTYPE(score_rows, x->p->dtype, x->p->qk_dim, q, x->q_row, k, x->begin, x->end, ahead, x->scores);
 }
 
 static void values_of(const decode *x, int rows, const float *p, rows_at v, rows_ahead ahead, const float *alpha,

@@ -11,6 +11,8 @@ typedef struct decode {
     float sign, c;                                    /* of Q as stored; 2^(c x): what a score x is worth */
     int64_t low, high;                                /* keys that some row sees in this item's part of them */
     int64_t chunk, from, to;                          /* current keys: chunk + from .. chunk + to - 1 */
+    int64_t begin, end;                               /* the same in whole vectors */
+    int last;                                         /* no chunk after this one */
     const char **k, **v;                              /* [2][CHUNK] rows of this chunk and of the next one */
     int64_t *row_low, *row_high;                      /* [padded]: keys that causal and window let a row see */
     float *q;                                         /* [heads][padded][q_row]: words of 4 bytes */
@@ -124,7 +126,8 @@ static void close_row(const decode *x, int64_t head, int64_t row, const float *s
 
 /* ---- rows of K and V ---- */
 
-/* Where the rows of the chunk's keys are, of the item's first head; keys out of low .. high - 1 repeat an end. */
+/* Where the rows of the chunk's keys are, of the item's first head; keys out of low .. high - 1 repeat an end (in the
+ * first chunk, which nothing fetches ahead, up to a whole vector). */
 static void find_rows(const decode *x, int64_t chunk, const char *base, attn_stride stride, const char **rows) {
     const attn_problem *p = x->p;
     const int64_t size = attn_dtype_size(p->dtype);
@@ -136,5 +139,6 @@ static void find_rows(const decode *x, int64_t chunk, const char *base, attn_str
         for (; j < end; j++, row += stride.seq * size) rows[j - chunk] = row;
     }
     for (int64_t j = chunk; j < first; j++) rows[j - chunk] = rows[first - chunk];
-    for (int64_t j = last; j < chunk + CHUNK; j++) rows[j - chunk] = rows[last - 1 - chunk];
+    const int64_t end = chunk == x->low / CHUNK * CHUNK ? round_up(last - chunk, LANES) : CHUNK;
+    for (int64_t j = last - chunk; j < end; j++) rows[j] = rows[last - 1 - chunk];
 }

@@ -64,10 +64,8 @@ SIMD_INLINE void pair_score_rows(const int rows, int64_t dim, const float *q, in
     }
 }
 
-/* Scores of keys from .. to - 1, both multiples of LANES. */
-static void scores_of(const decode *x, int rows, const float *q, rows_at k, int64_t from, int64_t to,
-                      rows_ahead ahead) {
-    const int64_t dim = x->p->qk_dim;
+static void scores_of(const decode *x, int rows, const float *q, rows_at k, rows_ahead ahead) {
+    const int64_t dim = x->p->qk_dim, from = x->begin, to = x->end;
     if (rows == 4) pair_score_rows(4, dim, q, x->q_row, k, from, to, ahead, x->scores);
     else if (rows == 2) pair_score_rows(2, dim, q, x->q_row, k, from, to, ahead, x->scores);
     else pair_score_rows(1, dim, q, x->q_row, k, from, to, ahead, x->scores);
@@ -130,8 +128,9 @@ SIMD_INLINE void pair_value_rows(const int rows, int64_t dim, const uint16_t *p,
 static void values_of(const decode *x, int rows, const float *p, rows_at v, rows_ahead ahead, const float *alpha,
                       float *o) {
     uint16_t rounded[ROWS * CHUNK];
-    for (int64_t j = 0; j < rows * CHUNK; j += WIDTH)
-        pairs_store_in_order(rounded + j, v_load(p + j), v_load(p + j + LANES));
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t j = i * CHUNK + x->begin / WIDTH * WIDTH; j < i * CHUNK + x->end; j += WIDTH)
+            pairs_store_in_order(rounded + j, v_load(p + j), v_load(p + j + LANES));
     const int64_t dim = x->p->v_dim;
     if (rows == 4) pair_value_rows(4, dim, rounded, v, x->from, x->to, ahead, alpha, o, x->o_row);
     else if (rows == 2) pair_value_rows(2, dim, rounded, v, x->from, x->to, ahead, alpha, o, x->o_row);

@@ -7,7 +7,7 @@ static void edit_row(const decode *x, float *s, int64_t head, int64_t row) {
     const vec scale = v_set(p->scale), cap = v_set(p->softcap), inverse = v_set(1 / p->softcap);
     const vec slope = v_set(p->alibi ? attn_slope(p, x->t, x->s.b, row_head(x, head, row)) : 0);
     const float here = (float)(row_position(x, row) + x->s.shift - x->chunk);
-    for (int64_t j = 0; j < CHUNK; j += LANES) {
+    for (int64_t j = x->begin; j < x->end; j += LANES) {
         vec a = v_mul(scale, v_load(s + j));
         if (p->softcap > 0) a = v_mul(cap, v_tanh(v_mul(a, inverse)));
         if (p->alibi) {
@@ -45,13 +45,13 @@ static int apply_mask(const decode *x, float *s, int64_t head, int64_t row) {
     return masked;
 }
 
-/* -inf outside the row's range, also on the lanes before `from` and from `to` on. */
+/* -inf outside the row's range, also on the lanes of begin .. end - 1 before `from` and from `to` on. */
 static int cut_range(const decode *x, float *s, int64_t row) {
     const int64_t low = at_least(x->from, at_most(CHUNK, x->row_low[row] - x->chunk));
     const int64_t high = at_most(x->to, at_least(0, x->row_high[row] - x->chunk));
-    if (low <= 0 && high >= CHUNK) return 0;
+    if (low <= x->begin && high >= x->end) return 0;
     const vec from = v_set((float)low), to = v_set((float)high), none = v_set(-INFINITY);
-    for (int64_t j = 0; j < CHUNK; j += LANES) {
+    for (int64_t j = x->begin; j < x->end; j += LANES) {
         const vec here = v_add(v_set((float)j), v_iota());
         v_store(s + j, v_select(v_within(from, here, to), v_load(s + j), none));
     }
@@ -67,9 +67,9 @@ static int mask_row(const decode *x, float *s, int64_t head, int64_t row) {
     return cut_range(x, s, row) | masked;
 }
 
-static float top_score(const float *s) {
-    vec top = v_load(s);
-    for (int64_t j = LANES; j < CHUNK; j += LANES) top = v_max(top, v_load(s + j));
+static float top_score(const decode *x, const float *s) {
+    vec top = v_load(s + x->begin);
+    for (int64_t j = x->begin + LANES; j < x->end; j += LANES) top = v_max(top, v_load(s + j));
     return v_top(top);
 }
 
@@ -78,7 +78,7 @@ static float top_score(const float *s) {
 static void softmax_rows(const decode *x, const int rows, float *s, float *m, float *l, float *alpha) {
     float base[LANES] = { 0 }, shift[LANES] = { 0 };
     for (int i = 0; i < rows; i++) {
-        const float old = m[i], top = top_score(s + i * CHUNK), now = old > top ? old : top;
+        const float old = m[i], top = top_score(x, s + i * CHUNK), now = old > top ? old : top;
         base[i] = now == -INFINITY ? 0 : now;         /* no visible key so far */
         shift[i] = old - base[i];
         m[i] = now;
@@ -88,7 +88,7 @@ static void softmax_rows(const decode *x, const int rows, float *s, float *m, fl
         const vec top = v_set(base[i]), c = v_set(x->c);
         vec sum = v_zero();
         SIMD_UNROLL_BY(2)
-        for (int64_t j = 0; j < CHUNK; j += LANES) {
+        for (int64_t j = x->begin; j < x->end; j += LANES) {
             const vec p = v_exp2(v_mul(c, v_sub(v_load(s + i * CHUNK + j), top)));
             v_store(s + i * CHUNK + j, p);
             sum = v_add(sum, p);
