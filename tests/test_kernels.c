@@ -1,5 +1,5 @@
 /* test_kernels.c — every registered kernel against the float64 oracle: the edge-shape grid, then random problems, each
- * in guarded memory, with poisoned outputs and the same bits demanded again. ATTN_CHECK_CASES scales both;
+ * in guarded memory, with poisoned outputs and the same bits demanded again. ATTN_CHECK_CASES=F does F times as many (1);
  * ATTN_CHECK_BACKEND=cpu or cuda does half, ATTN_CHECK_KERNEL='flash_*' some. Kernels that can't run here: skipped. */
 #include "check.h"
 #include "gpu.h"
