@@ -67,6 +67,8 @@ typedef struct bench_row {
     double            read_bytes;       /* per second: the stream read of the same K and V */
     double            of_read;
     double            versus[2];        /* times faster than openblas_blocked, openblas_naive; 0 = unknown */
+    double            times_one_thread; /* times faster than the same contender on one thread; 0 = unknown */
+    double            ceiling_scaling;  /* the same of the ceiling: what the machine gives */
     char              reason[256];      /* why it wasn't timed, where the check is not to blame */
 } bench_row;
 
@@ -107,6 +109,6 @@ extern const char bench_suite_names[];  /* for the option's choices */
 int bench_suite(int suite, const cli_arguments *a, const bench_request *common, bench_table *table);
 /* Real input with every kernel and the course's, ranked. file NULL: the one that comes with the program. */
 int bench_demo(const char *file, bench_table *table);
-/* Every row of the speed table with its goal and what was measured. */
-int bench_targets(const bench_request *common, bench_table *table);
+/* Every row of the speed table with its goal and what was measured; only the types of --dtype where given. */
+int bench_targets(const cli_arguments *a, const bench_request *common, bench_table *table);
 #endif

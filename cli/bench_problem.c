@@ -172,6 +172,20 @@ static double share_of(const entry *e, bench_ceiling *c, double work, double *ra
     return work / each * bench_ratio(bench_runner_item(e->runner), bench_ceiling_item(c));
 }
 
+/* Against the same contender, and the same ceiling, on one thread. */
+static void fill_scaling(const session *s, const entry *e, bench_row *r) {
+    bench_ceiling *one = ceiling_for(s, 1, r->ceiling), *all = ceiling_for(s, e->threads, r->ceiling);
+    if (e->threads == 1) return;
+    for (int i = 0; i < s->entry_count; i++) {
+        const entry *other = &s->entries[i];
+        if (other->contender == e->contender && other->runner && other->threads == 1)
+            r->times_one_thread = bench_ratio(bench_runner_item(e->runner), bench_runner_item(other->runner));
+    }
+    if (one && all)
+        r->ceiling_scaling = bench_ceiling_work(all) / bench_ceiling_work(one) *
+                             bench_ratio(bench_ceiling_item(all), bench_ceiling_item(one));
+}
+
 static void fill_row(session *s, const entry *e) {
     bench_row *r = row_of(s, e);
     if (!e->runner) return;
@@ -188,6 +202,7 @@ static void fill_row(session *s, const entry *e) {
         r->noise = bench_lost(bench_ceiling_item(ceiling_for(s, e->threads, r->ceiling)));
     const ceiling read = check_data_problem(s->data)->device == ATTN_CPU ? CEILING_READ : CEILING_GPU_READ;
     r->of_read = share_of(e, ceiling_for(s, e->threads, read), r->bytes, &r->read_bytes);
+    fill_scaling(s, e, r);
     r->versus[0] = versus(s, e, "openblas_blocked");
     r->versus[1] = versus(s, e, "openblas_naive");
 }

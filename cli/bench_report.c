@@ -184,6 +184,8 @@ static void add_time(cJSON *row, const bench_row *r) {
         cJSON_AddNumberToObject(row, "read_gb_per_s", r->read_bytes * 1e-9);
         cJSON_AddNumberToObject(row, "share_of_read", r->of_read);
     }
+    if (r->times_one_thread > 0) cJSON_AddNumberToObject(row, "times_one_thread", r->times_one_thread);
+    if (r->ceiling_scaling > 0) cJSON_AddNumberToObject(row, "ceiling_times_one_thread", r->ceiling_scaling);
     if (r->versus[0] > 0) cJSON_AddNumberToObject(row, "times_openblas_blocked", r->versus[0]);
     if (r->versus[1] > 0) cJSON_AddNumberToObject(row, "times_openblas_naive", r->versus[1]);
 }

@@ -47,7 +47,7 @@ static int thread_ladder(int *threads, int most) {
 
 int bench_suite(int suite, const cli_arguments *a, const bench_request *common, bench_table *table) {
     int ladder[16], code = CLI_OK;
-    if (suite == SUITE_TABLE) return bench_targets(common, table);
+    if (suite == SUITE_TABLE) return bench_targets(a, common, table);
     if (suite == SUITE_DEMO) return bench_demo(cli_text(a, "in"), table);
     contender_list contenders;
     bench_request request = *common;

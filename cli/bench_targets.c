@@ -1,6 +1,7 @@
 /* bench_targets.c — the speed table: every target with what this machine reaches, measured now. A target is one row;
  * rows with the same problem share one measurement, so that their figures come from the same minutes. */
 #include "bench.h"
+#include "openblas.h"
 #include "terminal.h"
 #include <stdlib.h>
 #include <string.h>
@@ -148,7 +149,7 @@ static const bench_row *find_row(const bench_table *table, int first, const char
 static double figure_of(const target *t, const bench_table *table, int first, char *why, size_t size) {
     const char *kernel = kernel_of(t);
     const int threads = t->threads == ALL_THREADS ? attn_cpu_threads() : t->threads;
-    const bench_row *r = find_row(table, first, kernel, threads), *one = find_row(table, first, kernel, 1);
+    const bench_row *r = find_row(table, first, kernel, threads);
     snprintf(why, size, "%s is not built", kernel ? kernel : "a kernel for this");
     if (!r) return 0;
     snprintf(why, size, "%s: %.150s", outcome_names[r->outcome.kind], r->outcome.reason);
@@ -160,7 +161,7 @@ static double figure_of(const target *t, const bench_table *table, int first, ch
     case OF_READ: return r->of_read;
     case TIMES_BLOCKED: return r->versus[0];
     case TIMES_NAIVE: return r->versus[1];
-    case SCALING: return one && one != r ? one->time.median / r->time.median : 0;
+    case SCALING: return r->times_one_thread;
     default: return r->time.median * 1e9;
     }
 }
@@ -199,7 +200,7 @@ static void judge(const target *t, const bench_table *table, int first, judged *
     const int threads = t->threads == ALL_THREADS ? attn_cpu_threads() : 1;
     out->figure = figure_of(t, table, first, out->why, sizeof out->why);
     snprintf(out->kernel, sizeof out->kernel, "%s", kernel ? kernel : "");
-    const bench_row *r = find_row(table, first, kernel, threads), *one = find_row(table, first, kernel, 1);
+    const bench_row *r = find_row(table, first, kernel, threads);
     out->machine[0] = 0;
     out->noise = r ? r->noise : 0;
     if (!r || !(out->figure > 0)) return;
@@ -208,8 +209,8 @@ static void judge(const target *t, const bench_table *table, int first, judged *
         snprintf(out->machine, sizeof out->machine, "%.1f of %.1f GFLOP/s", flops, r->ceiling_flops * 1e-9);
     else if (t->metric == OF_READ)
         snprintf(out->machine, sizeof out->machine, "%.1f of %.1f GB/s", bytes, r->read_bytes * 1e-9);
-    else if (t->metric == SCALING && one && one->ceiling_flops > 0)
-        snprintf(out->machine, sizeof out->machine, "the ceiling scales %.2f", r->ceiling_flops / one->ceiling_flops);
+    else if (t->metric == SCALING)
+        snprintf(out->machine, sizeof out->machine, "the ceiling scales %.2f", r->ceiling_scaling);
     else if (t->metric != NANOSECONDS)
         snprintf(out->machine, sizeof out->machine, "%.1f GFLOP/s", flops);
 }
@@ -230,26 +231,42 @@ static void print_target(const target *t, const judged *j) {
     bench_show("\n");
 }
 
-int bench_targets(const bench_request *common, bench_table *table) {
-    judged results[TARGETS];
-    int done[TARGETS] = { 0 }, code = CLI_OK, missed = 0;
+/* --dtype narrows the table. */
+static int is_wanted(const target *t, const cli_arguments *a) {
+    const int given = cli_given(a, "dtype");
+    for (int i = 0; i < given; i++)
+        if (cli_choice_item(a, "dtype", i) == (int)t->dtype - (int)ATTN_F32) return 1;
+    return !given;
+}
+
+static void measure_all(const cli_arguments *a, const bench_request *common, bench_table *table, judged *results,
+                        int *code) {
+    int done[TARGETS] = { 0 };
     for (int i = 0; i < TARGETS; i++) {
-        if (done[i]) continue;
+        if (done[i] || !is_wanted(&targets[i], a)) continue;
         const int first = table->count, one = measure(&targets[i], common, table);
-        if (one) code = one;
+        if (one) *code = one;
         for (int j = i; j < TARGETS; j++)
             if (same_problem(&targets[i], &targets[j])) {
                 judge(&targets[j], table, first, &results[j]);
                 done[j] = 1;
             }
     }
+}
+
+int bench_targets(const cli_arguments *a, const bench_request *common, bench_table *table) {
+    judged results[TARGETS];
+    int code = CLI_OK, missed = 0, shown = 0;
+    measure_all(a, common, table, results, &code);
     cli_progress_end();
     bench_show("%s  %-58s %8s %8s  %9s  %-6s  %s%s\n", bench_style(CLI_BOLD), "target", "must", "goal", "measured",
                "result", "by", bench_style(CLI_PLAIN));
     for (int i = 0; i < TARGETS; i++) {
+        if (!is_wanted(&targets[i], a)) continue;
         print_target(&targets[i], &results[i]);
+        shown++;
         missed += *verdict_of(&targets[i], results[i].figure) == 'M';
     }
-    if (missed) bench_show("%d of %d targets missed\n", missed, (int)TARGETS);
+    bench_show("%d of %d targets missed; OpenBLAS core: %s\n", missed, shown, openblas_core());
     return missed && !code ? CLI_FAILED : code;
 }
