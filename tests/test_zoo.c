@@ -26,7 +26,7 @@ static const attn_dtype dtypes[] = { ATTN_F32, ATTN_BF16, ATTN_F16 };
 
 static check_case grid_case(int shape, int turn) {
     check_case c = check_shapes[shape];
-    c.problem.dtype = dtypes[turn % 3];
+    c.problem.dtype = dtypes[(turn + shape) % 3];      /* every fill meets every dtype */
     c.fill = (check_fill)(turn % CHECK_FILLS);
     c.layout = (check_layout)((turn + shape) % 3);
     c.lengths = (check_lengths)((turn + 1) % 3);
