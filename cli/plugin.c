@@ -31,7 +31,8 @@ static int ends_with(const char *text, const char *end) {
 }
 
 int plugin_is_path(const char *kernel) {
-    return strchr(kernel, '/') || ends_with(kernel, ".c") || ends_with(kernel, ".cu") || ends_with(kernel, ".so");
+    return strchr(kernel, '/') || ends_with(kernel, ".c") || ends_with(kernel, ".cu") || ends_with(kernel, ".py") ||
+           ends_with(kernel, ".so");
 }
 
 /* The folder with attn/attn_plugin.h: $ATTN_INCLUDE, or include/ beside or above the program. */
@@ -99,8 +100,19 @@ static void first_error(const char *text, char *line, size_t size) {
     snprintf(line, size, "%.*s", (int)strcspn(at, "\n"), at);
 }
 
+/* A Python file is served by learn/python_kernel.c, compiled with the paths of both. @return the C file, or NULL */
+static const char *python_source(const char *script, char *source, char *names, size_t size) {
+    char runner[PATH_MAX], full[PATH_MAX];
+    if (cli_locate("learn/python_kernel.c", source, PATH_MAX) || cli_locate("learn/python_kernel.py", runner, PATH_MAX) ||
+        !realpath(script, full))
+        return NULL;
+    snprintf(names, size, "-DPYTHON_SCRIPT=\"%s\"", full);
+    snprintf(names + size, size, "-DPYTHON_RUNNER=\"%s\"", runner);
+    return source;
+}
+
 static void compile(plugin *p) {
-    char include[PATH_MAX], flags[1024], compiler[256], extra[512];
+    char include[PATH_MAX], flags[1024], compiler[256], extra[512], served[PATH_MAX], names[2][PATH_MAX + 32];
     const char *cc = getenv(ends_with(p->path, ".cu") ? "NVCC" : "CC"), *more = getenv("ATTN_PLUGIN_FLAGS");
     const int cuda = ends_with(p->path, ".cu");
     if (!find_include(include, sizeof include)) {
@@ -115,7 +127,13 @@ static void compile(plugin *p) {
     int n = add_words(words, 0, compiler);
     n = add_words(words, n, flags);
     n = add_words(words, n, extra);
-    char *const rest[] = { "-I", include, "-o", p->library, p->path, "-lm", NULL };
+    const int python = ends_with(p->path, ".py");
+    if (python && !python_source(p->path, served, names[0], sizeof names[0])) {
+        snprintf(p->error, sizeof p->error, "learn/python_kernel.c, which serves Python files, was not found");
+        return;
+    }
+    if (python) words[n++] = names[0], words[n++] = names[1];
+    char *const rest[] = { "-I", include, "-o", p->library, python ? served : p->path, "-lm", NULL };
     memcpy(words + n, rest, sizeof rest);
     int ends[2];
     char text[8192];

@@ -63,6 +63,14 @@ for file in "$source"/exercises/[0-9]*.py; do
     verdict wrong "." "exercise $name with its hole" env PYTHON="$python" "$learn" check "${name:0:2}"
     verdict 0 "All of it holds" "solution $name" env PYTHON="$python" "$learn" check "${name:0:2}" --my "$source/exercises/solutions/$name"
 done
+if can_python numpy; then      # a learner's Python function is judged like any kernel
+    verdict 0 "ok" "a Python kernel" env PYTHON="$python" "$build/attn" check --kernel "$source/flash_attention/flash_v2.py" \
+        --hq 2 --sq 65 --sk 70 --d 16 --causal --fill ascending
+    sed 's/o \* keep + p @ vj/o + p @ vj/' "$source/flash_attention/flash_v2.py" >"$work/flash_wrong.py"
+    cp "$source/flash_attention/lesson.py" "$work"
+    verdict wrong "WRONG" "a wrong Python kernel" env PYTHON="$python" "$build/attn" check --kernel "$work/flash_wrong.py" \
+        --hq 2 --sq 65 --sk 70 --d 16 --causal --fill ascending
+fi
 for pair in 11:naive 13:online_softmax 15:flash_v1 17:flash_v2; do
     verdict wrong "wrong" "exercise ${pair%:*} with its hole" "$learn" check "${pair%:*}"
     verdict 0 "ok" "solution ${pair%:*}" "$learn" check "${pair%:*}" --my "$source/flash_attention/${pair#*:}.c"

@@ -11,6 +11,8 @@ from lesson import Far, check, compare, data, end, expect
 
 ROWS, KEYS = 64, 64
 
+PER_HEAD = True      # attn bench --kernel calls attention() head by head
+
 
 def attention(q, k, v, causal=False, far=None):
     far = far or Far()

@@ -7,6 +7,8 @@ import numpy as np
 
 from lesson import Far, check, data, end, expect
 
+PER_HEAD = True      # attn bench --kernel calls attention() head by head
+
 
 def attention(q, k, v, causal=False, far=None):
     """One head: q [sq, d], k [sk, d], v [sk, d_v] → (out, lse). S and P live in far memory."""

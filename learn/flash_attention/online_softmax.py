@@ -7,6 +7,8 @@ import numpy as np
 
 from lesson import Far, check, compare, data, end, expect, oracle
 
+PER_HEAD = True      # attn bench --kernel calls attention() head by head
+
 
 def merge(a, b):
     """(m, l, o) of the union: both are brought to the common maximum. (-inf, 0, 0) is the empty set."""
