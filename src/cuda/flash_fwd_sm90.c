@@ -1,5 +1,6 @@
-/* flash_fwd_sm90.c — the record of flash_fwd_sm90.cu: which tile of the table a problem gets, its tensor maps, its launch.
- * Everything here is arithmetic on the problem; a run encodes three maps from the pointers and queues one kernel. */
+/* flash_fwd_sm90.c — the record of flash_fwd_sm90.cu: which tile of the table a problem gets, its tensor
+ * maps, its launch. Everything here is arithmetic on the problem; a run encodes three maps from the pointers
+ * and queues one kernel. */
 #include "flash_fwd_sm90.h"
 #include "launch.h"
 
@@ -103,11 +104,13 @@ static int pack_shift(const attn_problem *p, int rows) {
     int shift = 0;
     while ((int64_t)1 << shift < heads) shift++;
     if ((int64_t)1 << shift != heads || shift > 6) return 0;
-    const int64_t apart = (p->q_len + rows - 1) / rows * heads, together = (p->q_len * heads + rows - 1) / rows;
+    const int64_t apart = (p->q_len + rows - 1) / rows * heads,
+                  together = (p->q_len * heads + rows - 1) / rows;
     return together * 4 <= apart * 3 ? shift : 0;
 }
 
-/* Tile heads whose K and V fit into 32 MB, so that they stay in L2 (50 MB on an H100) while their tiles run. */
+/* Tile heads whose K and V fit into 32 MB, so that they stay in L2 (50 MB on an H100) while their tiles
+ * run. */
 static int64_t group_heads(const attn_problem *p, int shift) {
     const int64_t bytes = p->kv_len * (p->qk_dim + p->v_dim) * 2, share = p->q_heads / p->kv_heads >> shift;
     const int64_t most = (p->packed_q ? 1 : p->batch) * p->kv_heads;
@@ -127,15 +130,17 @@ static attn_status prepare(attn_plan *plan) {
     const int64_t heads = p->q_heads >> shift;
     const int64_t most = p->packed_q ? ((p->q_total << shift) / rows + p->batch) * heads
                                      : ((p->q_len << shift) + rows - 1) / rows * p->batch * heads;
-    const int even = t->kind == SM90_FULL && !p->packed_q && !p->packed_kv && !p->has_seqused_q && !p->has_seqused_kv &&
-                     !p->has_leftpad_kv;
+    const int even = t->kind == SM90_FULL && !p->packed_q && !p->packed_kv && !p->has_seqused_q &&
+                     !p->has_seqused_kv && !p->has_leftpad_kv;
     plan->schedule[PLAN_TILE] = row;
     plan->schedule[PLAN_BLOCKS] = smaller(most, device.multiprocessors);
     plan->schedule[PLAN_PACK_SHIFT] = shift;
-    plan->schedule[PLAN_GROUP_HEADS] = t->kind == SM90_FULL ? p->q_heads / p->kv_heads >> shift : group_heads(p, shift);
+    plan->schedule[PLAN_GROUP_HEADS] =
+        t->kind == SM90_FULL ? p->q_heads / p->kv_heads >> shift : group_heads(p, shift);
     /* Tiles of unequal length are handed out by a counter. */
     plan->workspace = (even || sm90_tune_static || most <= device.multiprocessors) ? 0 : 256;
-    return attn_cuda_prepare(plan, 0, ATTN_CUDA_IMAGE_OF(flash_fwd_sm90), p->dtype == ATTN_BF16 ? t->bf16 : t->f16,
+    return attn_cuda_prepare(plan, 0, ATTN_CUDA_IMAGE_OF(flash_fwd_sm90),
+                             p->dtype == ATTN_BF16 ? t->bf16 : t->f16,
                              SM90_SMEM(t->qk, t->v, t->keys, t->warpgroups, t->stages));
 }
 
@@ -155,20 +160,22 @@ static attn_status encode(cu_tensor_map *map, const attn_problem *p, const view 
     for (int i = 0; i < 3; i++) strides[i] = extents[i + 1] > 1 ? (uint64_t)elements[i] * 2 : 16;
     const uint32_t box[4] = { 64, (uint32_t)heads, (uint32_t)rows, 1 }, ones[4] = { 1, 1, 1, 1 };
     const cu_result result = driver->TensorMapEncodeTiled(
-        map, p->dtype == ATTN_BF16 ? CU_MAP_BF16 : CU_MAP_F16, 4, (void *)(uintptr_t)x->at, sizes, strides, box, ones,
-        CU_MAP_INTERLEAVE_NONE, CU_MAP_SWIZZLE_128B, CU_MAP_L2_256B, CU_MAP_FILL_ZEROS);
+        map, p->dtype == ATTN_BF16 ? CU_MAP_BF16 : CU_MAP_F16, 4, (void *)(uintptr_t)x->at, sizes, strides,
+        box, ones, CU_MAP_INTERLEAVE_NONE, CU_MAP_SWIZZLE_128B, CU_MAP_L2_256B, CU_MAP_FILL_ZEROS);
     if (!result) return ATTN_OK;
-    return attn_fail(ATTN_DEVICE_ERROR, "describing %s to the copy engine: %s", name, attn_cuda_error(driver, result));
+    return attn_fail(ATTN_DEVICE_ERROR, "describing %s to the copy engine: %s", name,
+                     attn_cuda_error(driver, result));
 }
 
 static attn_status encode_maps(cu_tensor_map maps[3], const attn_problem *p, const attn_tensors *t,
                                const sm90_tile *tile, int shift) {
     const int64_t kv_rows = p->page_size ? p->page_size : p->packed_kv ? p->kv_total : p->kv_len;
     const int64_t kv_batch = p->page_size ? p->pages : p->packed_kv ? 1 : p->kv_batch;
-    const view q = { t->q, p->qk_dim, p->q_heads, p->packed_q ? p->q_total : p->q_len, p->packed_q ? 1 : p->batch,
-                     p->q_stride };
-    const view k = { t->k, p->qk_dim, p->kv_heads, kv_rows, kv_batch, p->k_stride };
-    const view v = { t->v, p->v_dim, p->kv_heads, kv_rows, kv_batch, p->v_stride };
+    const int64_t q_rows = p->packed_q ? p->q_total : p->q_len, q_batch = p->packed_q ? 1 : p->batch;
+    const int empty = kv_rows <= 0 || kv_batch <= 0;    /* nothing is read, but a map needs some address */
+    const view q = { t->q, p->qk_dim, p->q_heads, q_rows, q_batch, p->q_stride };
+    const view k = { empty ? t->q : t->k, p->qk_dim, p->kv_heads, kv_rows, kv_batch, p->k_stride };
+    const view v = { empty ? t->q : t->v, p->v_dim, p->kv_heads, kv_rows, kv_batch, p->v_stride };
     const int rows = page_rows(p, tile->keys);
     attn_status status = encode(&maps[0], p, &q, 1 << shift, 64 >> shift, "q");
     if (!status) status = encode(&maps[1], p, &k, 1, rows, "k");
@@ -187,26 +194,42 @@ static attn_status run(const attn_plan *plan, const attn_tensors *tensors, void 
     if (!status) status = encode_maps(maps, p, &t, tile, shift);
     if (status) return status;
     flash_fwd_sm90_args a = {
-        .problem = *p, .tensors = t, .counter = plan->workspace ? workspace : NULL,
-        .scale_log2 = p->scale * 1.4426950408889634f, .pack_shift = shift, .tile_heads = (int)(p->q_heads >> shift),
-        .group_heads = (int)plan->schedule[PLAN_GROUP_HEADS], .page_rows = page_rows(p, tile->keys),
+        .problem = *p,
+        .tensors = t,
+        .counter = plan->workspace ? workspace : NULL,
+        .scale_log2 = p->scale * 1.4426950408889634f,
+        .pack_shift = shift,
+        .tile_heads = (int)(p->q_heads >> shift),
+        .group_heads = (int)plan->schedule[PLAN_GROUP_HEADS],
+        .page_rows = page_rows(p, tile->keys),
         .scan_tail = p->page_size || p->packed_kv || p->has_seqused_kv || p->has_leftpad_kv,
     };
     if (a.counter) {
         const attn_cuda_driver *driver = attn_cuda();
         const cu_result result = driver->MemsetD8Async((cu_pointer)(uintptr_t)workspace, 0, 4, stream);
-        if (result) return attn_fail(ATTN_DEVICE_ERROR, "clearing the tile counter: %s", attn_cuda_error(driver, result));
+        if (result)
+            return attn_fail(ATTN_DEVICE_ERROR, "clearing the tile counter: %s",
+                             attn_cuda_error(driver, result));
     }
-    const attn_cuda_grid grid = { .blocks = plan->schedule[PLAN_BLOCKS], .threads = 128 * (tile->warpgroups + 1),
-                                  .smem = SM90_SMEM(tile->qk, tile->v, tile->keys, tile->warpgroups, tile->stages) };
+    const attn_cuda_grid grid = {
+        .blocks = plan->schedule[PLAN_BLOCKS],
+        .threads = 128 * (tile->warpgroups + 1),
+        .smem = SM90_SMEM(tile->qk, tile->v, tile->keys, tile->warpgroups, tile->stages),
+    };
     void *arguments[] = { &maps[0], &maps[1], &maps[2], &a };
     return attn_cuda_launch(plan, 0, &grid, stream, arguments);
 }
 
 const attn_kernel attn_flash_fwd_sm90 = {
     .name = "flash_fwd_sm90",
-    .summary = "flash attention for Hopper: TMA, wgmma, a producer and 2-3 consumer warpgroups, persistent blocks",
-    .pass = ATTN_FORWARD, .device = ATTN_CUDA, .isa = ATTN_CUDA_ONLY(90),
+    .summary =
+        "flash attention for Hopper: TMA, wgmma, a producer and 2-3 consumer warpgroups, persistent blocks",
+    .pass = ATTN_FORWARD,
+    .device = ATTN_CUDA,
+    .isa = ATTN_CUDA_ONLY(90),
     .dtypes = ATTN_DTYPE_BIT(ATTN_F16) | ATTN_DTYPE_BIT(ATTN_BF16),
-    .features = ATTN_NEEDS_ALL & ~(unsigned)ATTN_NEEDS_O_F32, .refuse = refuse, .prepare = prepare, .run = run,
+    .features = ATTN_NEEDS_ALL & ~(unsigned)ATTN_NEEDS_O_F32,
+    .refuse = refuse,
+    .prepare = prepare,
+    .run = run,
 };

@@ -1,21 +1,29 @@
-/* flash_fwd_sm90.h — what flash_fwd_sm90.cu and its record agree on: the table of tiles and the launch arguments.
- * docs/hopper-forward.md explains the schedule that these numbers feed. */
+/* flash_fwd_sm90.h — what flash_fwd_sm90.cu and its record agree on: the table of tiles and the launch
+ * arguments. docs/hopper-forward.md explains the schedule that these numbers feed. */
 #ifndef ATTN_FLASH_FWD_SM90_H
 #define ATTN_FLASH_FWD_SM90_H
 #include "attn/attn.h"
 
-/* FULL: no mask but the end of the keys. CAUSAL: and the diagonal. GENERAL: window, softcap, ALiBi, any scale. BIASED:
- * all that, additive bias and boolean mask. */
+/* FULL: no mask but the end of the keys. CAUSAL: and the diagonal. GENERAL: window, softcap, ALiBi, any
+ * scale. BIASED: all that, additive bias and boolean mask. */
 enum { SM90_FULL = 0, SM90_CAUSAL = 1, SM90_GENERAL = 2, SM90_BIASED = 3 };
 
 /* T(qk, v, kind, keys, warpgroups, stages, pingpong, lazy): a kernel for head dims up to qk and v.
- *   keys       of a K/V tile; S takes keys / 2 registers a thread, P keys / 4, O v / 2; 240 a thread with 2 consumer
- *              warpgroups, 160 with 3, of which about 35 go to everything else
+ *   keys       of a K/V tile; S takes keys / 2 registers a thread, P keys / 4, O v / 2, everything else about 30;
+ *              a thread has 224 with 2 consumer warpgroups, 160 with 3
  *   warpgroups of 64 query rows each; the tile is 64 * warpgroups rows high
  *   stages     K and V tiles in shared memory (227 KB: SM90_SMEM)
  *   pingpong   1: named barriers make the warpgroups take turns at the tensor cores
- *   lazy       1: O is rescaled only when a row's maximum grew by more than 2^8 (the result is the same but for rounding) */
-#if !defined(ATTN_SM90_TILES)
+ *   lazy       1: O is rescaled only when a row's maximum grew by more than 2^8; the same but for rounding
+ * Why these numbers (H100, TFLOP/s at 8k keys; bench/notes/hopper-forward.md has the other sequence lengths):
+ *   64   3 warpgroups, since softmax and matrix work take equally long and three streams hide more than two.
+ *        full: in turns 532, not 496; causal: 488, in turns 481. lazy costs 10 %: its branch is in the way
+ *   128  full: 176 keys, in turns, lazy 669; 128 keys 644; not in turns 643; not lazy 605. S 88, P 44, O 64 registers
+ *        causal: 128 keys, lazy 618, since longer tiles waste more at the diagonal: 176 keys 585, 96 keys 561;
+ *        in turns 581; not lazy 568; 3 stages 587
+ *   256  80 keys, all that shared memory holds beside Q; lazy 750, not lazy 689, in turns 717 (and spills), 64 keys 681
+ *   96, 192, GENERAL, BIASED: the largest tile without spills; alternatives not measured */
+#if !defined(ATTN_SM90_TILES) /* a tuning build brings its own */
 #define ATTN_SM90_TILES(T) \
     T(64, 64, SM90_FULL, 128, 3, 2, 1, 0) \
     T(64, 64, SM90_CAUSAL, 128, 3, 2, 0, 0) \
@@ -43,20 +51,21 @@ enum { SM90_FULL = 0, SM90_CAUSAL = 1, SM90_GENERAL = 2, SM90_BIASED = 3 };
 #define SM90_TEXT(symbol) SM90_TEXT_OF(symbol)
 #define SM90_TEXT_OF(symbol) #symbol
 
-enum { SM90_TILE_SLOTS = 2, SM90_TILE_BYTES = 112 };
+enum { SM90_TILE_SLOTS = 2, SM90_TILE_BYTES = 112, SM90_BARRIER_BYTES = 256 };
 
-/* Shared memory of a block: alignment, Q, the rings of K and V, then barriers, flags and tile records. */
+/* Shared memory of a block: alignment, Q, the rings of K and V, then barriers and tile records. */
 #define SM90_CHUNKS(dim) (((dim) + 63) / 64)
 #define SM90_SMEM(qk, v, keys, warpgroups, stages) \
     (1024 + SM90_CHUNKS(qk) * 64 * (warpgroups) * 128 + \
-     (stages) * (SM90_CHUNKS(qk) + SM90_CHUNKS(v)) * (keys) * 128 + 256 + SM90_TILE_SLOTS * SM90_TILE_BYTES)
+     (stages) * (SM90_CHUNKS(qk) + SM90_CHUNKS(v)) * (keys) * 128 + \
+     SM90_BARRIER_BYTES + SM90_TILE_SLOTS * SM90_TILE_BYTES)
 
 typedef struct flash_fwd_sm90_args {
     attn_problem problem;
     attn_tensors tensors;
-    int   *counter;         /* next tile to hand out, 0 before the launch; NULL: block b takes b, b + blocks, ... */
+    int *counter; /* next tile to hand out, 0 before the launch; NULL: block b takes b, b + blocks, ... */
     float  scale_log2;      /* scores to powers of 2: scale * log2(e) */
-    int    pack_shift;      /* 2^pack_shift query heads of one K/V head share a tile, row = i << pack_shift | head */
+    int pack_shift; /* 2^pack_shift query heads of one K/V head share a tile, row = i << pack_shift | head */
     int    tile_heads;      /* heads that tiles are counted over: q_heads >> pack_shift */
     int    group_heads;     /* heads whose K and V stay in L2 while their tiles run, longest first */
     int    page_rows;       /* keys of one copy: the tile, or less where pages are smaller */

@@ -1,6 +1,6 @@
-/* ptx_sm90.h — every PTX instruction that the Hopper kernels use, one documented function each.
- * Shared-memory operands are 32-bit addresses (smem_address). Functions say what they read, write and order; a thread,
- * warp or warpgroup (4 warps, the first a multiple of 4) in a name is who must call it, all together. */
+/* ptx_sm90.h — every PTX instruction that the Hopper kernels use, one documented function each. Shared-memory
+ * operands are 32-bit addresses (smem_address). Functions say what they read, write and order; a thread, warp
+ * or warpgroup (4 warps, the first a multiple of 4) in a name is who must call it, all together. */
 #ifndef ATTN_PTX_SM90_H
 #define ATTN_PTX_SM90_H
 #include <cuda.h>
@@ -23,7 +23,8 @@ ATTN_DEVICE uint4 smem_load16(uint32_t from) {
     return x;
 }
 ATTN_DEVICE void smem_store16(uint32_t to, uint4 x) {
-    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" :: "r"(to), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w) : "memory");
+    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w)
+                 : "memory");
 }
 ATTN_DEVICE void smem_store_words(uint32_t to, const int *words, int count) {
 #pragma unroll
@@ -40,42 +41,58 @@ ATTN_DEVICE int64_t smem_load64(uint32_t from) {
     return value;
 }
 
+#if defined(ATTN_DEBUG_HANG)
+__device__ unsigned attn_hang[4]; /* of the wait that gave up: barrier, parity, thread, block */
+#endif
+
 /* ---- mbarrier: 8 bytes of shared memory that count arrivals and bytes ----
- * A phase ends when `arrivals` have arrived and all expected bytes have landed; the barrier then re-arms itself.
- * mbarrier_wait(b, parity) returns once the phase of that parity has ended; parity 1 of a fresh barrier has. */
+ * A phase ends when `arrivals` have arrived and all expected bytes have landed; the barrier then re-arms
+ * itself. mbarrier_wait(b, parity) returns once the phase of that parity has ended; parity 1 of a fresh barrier
+ * counts as ended. */
 
 ATTN_DEVICE void mbarrier_init(uint32_t barrier, uint32_t arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" :: "r"(barrier), "r"(arrivals) : "memory");
 }
-/* By the thread that initialised, before the block barrier that lets others (and the copy engine) use them. */
-ATTN_DEVICE void mbarrier_init_fence(void) { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+/* By the thread that initialised, before the block barrier that lets others (and the copy engine) use them.
+ * */
+ATTN_DEVICE void mbarrier_init_fence(void) {
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
 ATTN_DEVICE void mbarrier_arrive(uint32_t barrier) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" :: "r"(barrier) : "memory");
 }
 /* Arrive, and make the phase wait for `bytes` more of copies. */
 ATTN_DEVICE void mbarrier_arrive_expect(uint32_t barrier, uint32_t bytes) {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" :: "r"(barrier), "r"(bytes) : "memory");
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
+                 : "memory");
 }
 ATTN_DEVICE void mbarrier_wait(uint32_t barrier, uint32_t parity) {
-#if defined(ATTN_DEBUG_HANG)    /* a wait of seconds traps and leaves its barrier in attn_hang: which stage was stuck */
-    extern __device__ unsigned attn_hang[4];
+#if defined(ATTN_DEBUG_HANG) /* a wait of seconds traps and leaves its barrier in attn_hang: which stage was \
+                                stuck */
     for (long tries = 0;; tries++) {
         uint32_t done;
-        asm volatile("{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
-                     : "=r"(done) : "r"(barrier), "r"(parity) : "memory");
+        asm volatile("{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, "
+                     "1, 0, p;\n}"
+                     : "=r"(done)
+                     : "r"(barrier), "r"(parity)
+                     : "memory");
         if (done) return;
         if (tries > 20000000) {
-            attn_hang[0] = barrier, attn_hang[1] = parity, attn_hang[2] = threadIdx.x, attn_hang[3] = blockIdx.x;
+            attn_hang[0] = barrier, attn_hang[1] = parity, attn_hang[2] = threadIdx.x,
+            attn_hang[3] = blockIdx.x;
             __trap();
         }
     }
 #else
-    asm volatile("{\n.reg .pred p;\nWAIT_%=:\nmbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n@p bra DONE_%=;\n"
-                 "bra WAIT_%=;\nDONE_%=:\n}" :: "r"(barrier), "r"(parity) : "memory");
+    asm volatile(
+        "{\n.reg .pred p;\nWAIT_%=:\nmbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n@p bra DONE_%=;\n"
+        "bra WAIT_%=;\nDONE_%=:\n}" ::"r"(barrier),
+        "r"(parity)
+        : "memory");
 #endif
 }
 
-/* ---- named barriers: ids 1 .. 15 (0 is __syncthreads); `threads` counts those that sync and those that arrive ---- */
+/* ---- named barriers: ids 1 .. 15 (0 is __syncthreads); `threads` = those that sync + those that arrive ---- */
 
 ATTN_DEVICE void named_barrier_sync(int id, int threads) {
     asm volatile("bar.sync %0, %1;" :: "r"(id), "r"(threads) : "memory");
@@ -88,12 +105,15 @@ ATTN_DEVICE void named_barrier_arrive(int id, int threads) {
 /* Sync, and tell every thread whether any of them said yes. */
 ATTN_DEVICE int named_barrier_any(int id, int threads, int yes) {
     int any;
-    asm volatile("{\n.reg .pred p, q;\nsetp.ne.s32 p, %3, 0;\nbar.red.or.pred q, %1, %2, p;\nselp.s32 %0, 1, 0, q;\n}"
-                 : "=r"(any) : "r"(id), "r"(threads), "r"(yes) : "memory");
+    asm volatile(
+        "{\n.reg .pred p, q;\nsetp.ne.s32 p, %3, 0;\nbar.red.or.pred q, %1, %2, p;\nselp.s32 %0, 1, 0, q;\n}"
+        : "=r"(any)
+        : "r"(id), "r"(threads), "r"(yes)
+        : "memory");
     return any;
 }
 
-/* ---- registers: a warpgroup gives registers back or takes some from the block's pool (24 .. 240, in eights) ---- */
+/* ---- registers: a warpgroup gives some to the block's pool or takes some from it (24 .. 240, in eights) ---- */
 
 template <int REGISTERS> ATTN_DEVICE void warpgroup_registers_give(void) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" :: "n"(REGISTERS));
@@ -104,16 +124,21 @@ template <int REGISTERS> ATTN_DEVICE void warpgroup_registers_take(void) {
 
 /* ---- TMA: the copy engine moves boxes of a tensor described by a map; coordinates innermost first ---- */
 
-enum { TMA_CACHE_NORMAL, TMA_CACHE_FIRST, TMA_CACHE_LAST };   /* what L2 evicts: as usual, these first, these last */
+enum {
+    TMA_CACHE_NORMAL,
+    TMA_CACHE_FIRST,
+    TMA_CACHE_LAST
+}; /* what L2 evicts: as usual, these first, these last */
 
 template <int CACHE> ATTN_DEVICE uint64_t tma_cache_policy(void) {
     return CACHE == TMA_CACHE_FIRST ? 0x12F0000000000000ull
          : CACHE == TMA_CACHE_LAST ? 0x14F0000000000000ull : 0x1000000000000000ull;
 }
-/* One thread: start copying a box to shared memory; `barrier` gets the whole box's bytes, also for what lies outside
- * the tensor and is filled with zeros. `to` is a multiple of 1024 for 128-byte swizzle. */
-template <int CACHE> ATTN_DEVICE void tma_load(uint32_t to, const CUtensorMap *map, uint32_t barrier, int c0, int c1,
-                                               int c2, int c3) {
+/* One thread: start copying a box to shared memory; `barrier` gets the whole box's bytes, also for what lies
+ * outside the tensor and is filled with zeros. `to` is a multiple of 1024 for 128-byte swizzle. */
+template <int CACHE>
+ATTN_DEVICE void tma_load(uint32_t to, const CUtensorMap *map, uint32_t barrier, int c0, int c1, int c2,
+                          int c3) {
     asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
                  "[%0], [%1, {%3, %4, %5, %6}], [%2], %7;"
                  :: "r"(to), "l"(map), "r"(barrier), "r"(c0), "r"(c1), "r"(c2), "r"(c3),
@@ -179,7 +204,8 @@ template <int BF16> ATTN_DEVICE uint32_t fma16(uint32_t a, uint32_t b, uint32_t 
 }
 
 /* ---- wgmma: D[64][N] (+)= A[64][16] B[16][N], 16-bit in, f32 out, by one warpgroup, asynchronously ----
- * Thread t holds d[i]: row 16 * (t / 32) + (t % 32) / 4 + 8 * (i / 2 % 2), column 8 * (i / 4) + 2 * (t % 4) + i % 2.
+ * Thread t holds d[i]: row 16 * (t / 32) + (t % 32) / 4 + 8 * (i / 2 % 2),
+ *                      column 8 * (i / 4) + 2 * (t % 4) + i % 2.
  * A in registers: a[r] holds row .. + 8 * (r % 2), k = 2 * (t % 4) + {0, 1} + 8 * (r / 2): D's own order.
  * Registers of a running wgmma may not be touched before its wait. */
 
@@ -201,12 +227,12 @@ template <int N> ATTN_DEVICE void registers_pin(uint32_t (&d)[N]) {
     for (int i = 0; i < N; i++) asm volatile("" : "+r"(d[i]) :: "memory");
 }
 
-/* A matrix in shared memory, 128-byte swizzle, as the copy engine lays down boxes of [rows][64 elements], 1024-byte
- * aligned. Contraction along the 64 elements (K-major): next k16 step + 32 bytes. Contraction along the rows (MN-major):
- * next k16 step + 2048 bytes; `chunk_stride` = bytes between boxes of 64 columns. */
+/* A matrix in shared memory, 128-byte swizzle, as the copy engine lays down boxes of [rows][64 elements],
+ * 1024-byte aligned. Contraction along the 64 elements (K-major): next k16 step + 32 bytes. Contraction along
+ * the rows (MN-major): next k16 step + 2048 bytes; `chunk_stride` = bytes between boxes of 64 columns. */
 ATTN_DEVICE uint64_t wgmma_descriptor(uint32_t address, uint32_t chunk_stride) {
-    return (uint64_t)((address & 0x3FFFF) >> 4) | (uint64_t)(chunk_stride >> 4) << 16 | (uint64_t)(1024 >> 4) << 32 |
-           1ull << 62;
+    return (uint64_t)((address & 0x3FFFF) >> 4) | (uint64_t)(chunk_stride >> 4) << 16 |
+           (uint64_t)(1024 >> 4) << 32 | 1ull << 62;
 }
 /* A descriptor moved by `bytes`. */
 ATTN_DEVICE uint64_t wgmma_advance(uint64_t descriptor, uint32_t bytes) { return descriptor + (bytes >> 4); }
@@ -238,9 +264,9 @@ ATTN_DEVICE uint64_t wgmma_advance(uint64_t descriptor, uint32_t bytes) { return
 #define WG_T128 WG_T96 ",%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111," \
                 "%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
 
-/* wgmma_ss: A and B in shared memory; wgmma_rs: A in registers. BF16: dtype as in pack16. A_MN, B_MN: 1 = MN-major.
- * accumulate 0: D = A B, D isn't read. N follows from the accumulator's size; x0 .. x6 are the operand numbers after it.
- * N / 2 accumulators a thread. */
+/* wgmma_ss: A and B in shared memory; wgmma_rs: A in registers. BF16: dtype as in pack16. A_MN, B_MN: 1 = MN-
+ * major. accumulate 0: D = A B, D isn't read. N follows from the accumulator's size; x0 .. x6 are the operand
+ * numbers after it. N / 2 accumulators a thread. */
 #define WG_DEFINE(N, R, x0, x1, x2, x3, x4, x5, x6) \
     template <int BF16, int A_MN, int B_MN> \
     ATTN_DEVICE void wgmma_ss(float (&d)[R], uint64_t a, uint64_t b, int accumulate) { \
@@ -253,16 +279,17 @@ ATTN_DEVICE uint64_t wgmma_advance(uint64_t descriptor, uint32_t bytes) { return
     ATTN_DEVICE void wgmma_rs(float (&d)[R], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint64_t b, \
                               int accumulate) { \
         if constexpr (BF16) asm volatile(WG_RS(N, R, "bf16", x0, x1, x2, x3, x4, x5, x6) : WG_D##R(d) \
-                                         : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(accumulate), "n"(B_MN)); \
+                                         : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(accumulate), \
+                                           "n"(B_MN)); \
         else asm volatile(WG_RS(N, R, "f16", x0, x1, x2, x3, x4, x5, x6) : WG_D##R(d) \
                           : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(accumulate), "n"(B_MN)); \
     }
 #define WG_SS(N, R, type, x0, x1, x2, x3, x4) \
-    "{\n.reg .pred p;\nsetp.ne.b32 p, %" #x2 ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N "k16.f32." type "." type \
-    " {" WG_T##R "}, %" #x0 ", %" #x1 ", p, 1, 1, %" #x3 ", %" #x4 ";\n}"
+    "{\n.reg .pred p;\nsetp.ne.b32 p, %" #x2 ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N "k16.f32." type \
+    "." type " {" WG_T##R "}, %" #x0 ", %" #x1 ", p, 1, 1, %" #x3 ", %" #x4 ";\n}"
 #define WG_RS(N, R, type, x0, x1, x2, x3, x4, x5, x6) \
-    "{\n.reg .pred p;\nsetp.ne.b32 p, %" #x5 ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N "k16.f32." type "." type \
-    " {" WG_T##R "}, {%" #x0 ", %" #x1 ", %" #x2 ", %" #x3 "}, %" #x4 ", p, 1, 1, %" #x6 ";\n}"
+    "{\n.reg .pred p;\nsetp.ne.b32 p, %" #x5 ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N "k16.f32." type \
+    "." type " {" WG_T##R "}, {%" #x0 ", %" #x1 ", %" #x2 ", %" #x3 "}, %" #x4 ", p, 1, 1, %" #x6 ";\n}"
 WG_DEFINE(32, 16, 16, 17, 18, 19, 20, 21, 22)
 WG_DEFINE(64, 32, 32, 33, 34, 35, 36, 37, 38)
 WG_DEFINE(80, 40, 40, 41, 42, 43, 44, 45, 46)
