@@ -9,19 +9,20 @@
 enum { SM90_FULL = 0, SM90_CAUSAL = 1, SM90_GENERAL = 2, SM90_BIASED = 3 };
 
 /* T(qk, v, kind, keys, warpgroups, stages, pingpong, lazy): a kernel for head dims up to qk and v.
- *   keys       of a K/V tile; S takes keys / 2 registers a thread, P keys / 4, O v / 2, everything else about 30;
- *              a thread has 224 with 2 consumer warpgroups, 160 with 3
+ *   keys       of a K/V tile; S takes keys / 2 registers a thread, P keys / 4, O v / 2, all else
+ *              about 30; a thread has 224 with 2 consumer warpgroups, 160 with 3
  *   warpgroups of 64 query rows each; the tile is 64 * warpgroups rows high
  *   stages     K and V tiles in shared memory (227 KB: SM90_SMEM)
  *   pingpong   1: named barriers make the warpgroups take turns at the tensor cores
  *   lazy       1: O is rescaled only when a row's maximum grew by more than 2^8; the same but for rounding
  * Why these numbers (H100, TFLOP/s at 8k keys; bench/notes/hopper-forward.md has the other sequence lengths):
  *   64   3 warpgroups, since softmax and matrix work take equally long and three streams hide more than two.
- *        full: in turns 532, not 496; causal: 488, in turns 481. lazy costs 10 %: its branch is in the way
- *   128  full: 176 keys, in turns, lazy 669; 128 keys 644; not in turns 643; not lazy 605. S 88, P 44, O 64 registers
- *        causal: 128 keys, lazy 618, since longer tiles waste more at the diagonal: 176 keys 585, 96 keys 561;
- *        in turns 581; not lazy 568; 3 stages 587
- *   256  80 keys, all that shared memory holds beside Q; lazy 750, not lazy 689, in turns 717 (and spills), 64 keys 681
+ *        full: in turns 532, not 496; causal: 488, in turns 481
+ *   128  full: 176 keys, in turns, lazy 669; 128 keys 644; not in turns 643; not lazy 605
+ *        causal: 128 keys, lazy 618 (176 keys waste more at the diagonal: 585; 96 keys: 561); in turns 581;
+ *        not lazy 568; 3 stages 587
+ *   256  80 keys, all that shared memory holds beside Q; lazy 750, not lazy 689, in turns 717 (and spills),
+ *        64 keys 681
  *   96, 192, GENERAL, BIASED: the largest tile without spills; alternatives not measured */
 #if !defined(ATTN_SM90_TILES) /* a tuning build brings its own */
 #define ATTN_SM90_TILES(T) \

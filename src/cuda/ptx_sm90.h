@@ -47,7 +47,7 @@ __device__ unsigned attn_hang[4]; /* of the wait that gave up: barrier, parity, 
 
 /* ---- mbarrier: 8 bytes of shared memory that count arrivals and bytes ----
  * A phase ends when `arrivals` have arrived and all expected bytes have landed; the barrier then re-arms
- * itself. mbarrier_wait(b, parity) returns once the phase of that parity has ended; parity 1 of a fresh barrier
+ * itself. mbarrier_wait(b, parity) returns once the phase of that parity has ended; parity 1 of a fresh one
  * counts as ended. */
 
 ATTN_DEVICE void mbarrier_init(uint32_t barrier, uint32_t arrivals) {
@@ -92,7 +92,7 @@ ATTN_DEVICE void mbarrier_wait(uint32_t barrier, uint32_t parity) {
 #endif
 }
 
-/* ---- named barriers: ids 1 .. 15 (0 is __syncthreads); `threads` = those that sync + those that arrive ---- */
+/* ---- named barriers: ids 1 .. 15 (0: __syncthreads); `threads` = those that sync and arrive ---- */
 
 ATTN_DEVICE void named_barrier_sync(int id, int threads) {
     asm volatile("bar.sync %0, %1;" :: "r"(id), "r"(threads) : "memory");
@@ -113,7 +113,7 @@ ATTN_DEVICE int named_barrier_any(int id, int threads, int yes) {
     return any;
 }
 
-/* ---- registers: a warpgroup gives some to the block's pool or takes some from it (24 .. 240, in eights) ---- */
+/* ---- registers: a warpgroup gives some to the block's pool or takes some (24 .. 240, in eights) ---- */
 
 template <int REGISTERS> ATTN_DEVICE void warpgroup_registers_give(void) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" :: "n"(REGISTERS));
