@@ -17,7 +17,7 @@ enum { SM90_FULL = 0, SM90_CAUSAL = 1, SM90_GENERAL = 2, SM90_BIASED = 3 };
  *   lazy       1: O is rescaled only when a row's maximum grew by more than 2^8; the same but for rounding
  * Why these numbers (H100, TFLOP/s at 8k keys; bench/notes/hopper-forward.md has the other sequence lengths):
  *   64   3 warpgroups, since softmax and matrix work take equally long and three streams hide more than two.
- *        full: in turns 532, not 496; causal: 488, in turns 481
+ *        full: in turns 529, not 496, lazy 509; causal: in turns and lazy 493, neither 472, lazy 460, 3 stages 460
  *   128  full: 176 keys, in turns, lazy 669; 128 keys 644; not in turns 643; not lazy 605
  *        causal: 128 keys, lazy 618 (176 keys waste more at the diagonal: 585; 96 keys: 561); in turns 581;
  *        not lazy 568; 3 stages 587
@@ -27,7 +27,7 @@ enum { SM90_FULL = 0, SM90_CAUSAL = 1, SM90_GENERAL = 2, SM90_BIASED = 3 };
 #if !defined(ATTN_SM90_TILES) /* a tuning build brings its own */
 #define ATTN_SM90_TILES(T) \
     T(64, 64, SM90_FULL, 128, 3, 2, 1, 0) \
-    T(64, 64, SM90_CAUSAL, 128, 3, 2, 0, 0) \
+    T(64, 64, SM90_CAUSAL, 128, 3, 2, 1, 1) \
     T(64, 64, SM90_GENERAL, 128, 2, 2, 0, 0) \
     T(64, 64, SM90_BIASED, 64, 2, 2, 0, 0) \
     T(96, 96, SM90_FULL, 128, 2, 2, 0, 1) \
