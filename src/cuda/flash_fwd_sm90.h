@@ -17,7 +17,8 @@ enum { SM90_FULL = 0, SM90_CAUSAL = 1, SM90_GENERAL = 2, SM90_BIASED = 3 };
  *   lazy       1: O is rescaled only when a row's maximum grew by more than 2^8; the same but for rounding
  * Why these numbers (H100, TFLOP/s at 8k keys; bench/notes/hopper-forward.md has the other sequence lengths):
  *   64   3 warpgroups, since softmax and matrix work take equally long and three streams hide more than two.
- *        full: in turns 529, not 496, lazy 509; causal: in turns and lazy 493, neither 472, lazy 460, 3 stages 460
+ *        full: in turns 529, not 496, lazy 509; causal: in turns and lazy 493, neither 472, lazy 460,
+ *        3 stages 460
  *   128  full: 176 keys, in turns, lazy 669; 128 keys 644; not in turns 643; not lazy 605
  *        causal: 128 keys, lazy 618 (176 keys waste more at the diagonal: 585; 96 keys: 561); in turns 581;
  *        not lazy 568; 3 stages 587
