@@ -22,6 +22,15 @@ static const sm90_tile tiles[] = {
 };
 enum { TILES = sizeof tiles / sizeof *tiles };
 
+/* Limits of a Hopper multiprocessor that every row must keep: shared memory, registers, the map's barrier area. */
+#define FITS(qk, v, kind, keys, warpgroups, stages, pingpong, lazy) \
+    _Static_assert(SM90_SMEM(qk, v, keys, warpgroups, stages) <= 232448 && (keys) % 16 == 0 && \
+                   (keys) / 2 + (keys) / 4 + (v) / 2 <= ((warpgroups) == 3 ? 160 : 224) - 24 && \
+                   8 * (2 * (warpgroups) + 5 * (stages) + 3 * SM90_TILE_SLOTS + 1) <= SM90_BARRIER_BYTES, \
+                   "a row of ATTN_SM90_TILES is too large");
+ATTN_SM90_TILES(FITS)
+#undef FITS
+
 /* Where the plan keeps its numbers. */
 enum { PLAN_TILE, PLAN_BLOCKS, PLAN_PACK_SHIFT, PLAN_GROUP_HEADS };
 
@@ -220,6 +229,9 @@ static attn_status run(const attn_plan *plan, const attn_tensors *tensors, void 
     return attn_cuda_launch(plan, 0, &grid, stream, arguments);
 }
 
+/* Written, but not yet run on a card: flash_fwd_sm80 takes them until the checker has seen them here. */
+enum { UNPROVEN = ATTN_NEEDS_MASK | ATTN_NEEDS_LEFTPAD | ATTN_NEEDS_KV_INDEX | ATTN_NEEDS_V_IN_K };
+
 const attn_kernel attn_flash_fwd_sm90 = {
     .name = "flash_fwd_sm90",
     .summary =
@@ -228,7 +240,7 @@ const attn_kernel attn_flash_fwd_sm90 = {
     .device = ATTN_CUDA,
     .isa = ATTN_CUDA_ONLY(90),
     .dtypes = ATTN_DTYPE_BIT(ATTN_F16) | ATTN_DTYPE_BIT(ATTN_BF16),
-    .features = ATTN_NEEDS_ALL & ~(unsigned)ATTN_NEEDS_O_F32,
+    .features = ATTN_NEEDS_ALL & ~(unsigned)(ATTN_NEEDS_O_F32 | UNPROVEN),
     .refuse = refuse,
     .prepare = prepare,
     .run = run,
