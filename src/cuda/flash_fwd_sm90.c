@@ -22,7 +22,7 @@ static const sm90_tile tiles[] = {
 };
 enum { TILES = sizeof tiles / sizeof *tiles };
 
-/* Limits of a Hopper multiprocessor that every row must keep: shared memory, registers, the map's barrier area. */
+/* What every row must keep: shared memory and registers of a Hopper multiprocessor, the area for barriers. */
 #define FITS(qk, v, kind, keys, warpgroups, stages, pingpong, lazy) \
     _Static_assert(SM90_SMEM(qk, v, keys, warpgroups, stages) <= 232448 && (keys) % 16 == 0 && \
                    (keys) / 2 + (keys) / 4 + (v) / 2 <= ((warpgroups) == 3 ? 160 : 224) - 24 && \

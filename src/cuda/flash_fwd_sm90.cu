@@ -1,7 +1,6 @@
-/* flash_fwd_sm90.cu — flash attention forward for Hopper: TMA copies, wgmma, one producer and 2-3 consumer
- * warpgroups. A block lives as long as the kernel: the producer side (flash_fwd_sm90_feed.h) keeps rings of K
- * and V full, consumers overlap QK of one key tile with PV of the last. docs/hopper-forward.md explains the
- * schedule. */
+/* flash_fwd_sm90.cu — flash attention forward for Hopper. A block lives as long as the kernel: the producer
+ * side (flash_fwd_sm90_feed.h) keeps rings of K and V full, 2-3 consumer warpgroups overlap QK of one key
+ * tile with PV of the last by wgmma. docs/hopper-forward.md explains the schedule. */
 #include "flash_fwd_sm90_feed.h"
 
 /* ---- consumers: the steps of the algorithm, on fragments (ptx_sm90.h says which thread holds what) ---- */
@@ -35,8 +34,7 @@ ATTN_DEVICE float quad_sum(float x) {
     return x + __shfl_xor_sync(~0u, x, 2);
 }
 
-/* m * c as the exponent's offset: 0 for a row without keys yet, NaN for a row with an infinite or NaN score.
- * */
+/* m * c as the exponent's offset: 0 for a row without keys yet, NaN for a row with a score of +inf or NaN. */
 ATTN_DEVICE float offset(float m, float c) { return m == -INF ? 0.f : m == INF ? NOT_A_NUMBER : m * c; }
 
 /* s becomes p = 2^(c s - c m); @return 0 if O needn't be rescaled (only LAZY; the same for a warp). LAZY
