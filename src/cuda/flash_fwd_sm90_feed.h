@@ -155,7 +155,7 @@ ATTN_DEVICE void find_place(const flash_fwd_sm90_args &a, int place, int heads, 
 }
 
 /* Tile number `index` of the launch, blocks = -1 past the last. Packed sequences differ in height: they are
- * passed one by one, `start` and `tiles` are those of t.sequence, and index only grows. Others form one run. */
+ * passed one by one, `start` and `tiles` are those of t.sequence; index only grows. Others form one run. */
 template <int KIND, int ROWS, int KEYS>
 ATTN_DEVICE void find_tile(const flash_fwd_sm90_args &a, int index, int &start, int &tiles, tile &t) {
     const attn_problem &p = a.problem;
