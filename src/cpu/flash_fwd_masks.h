@@ -24,28 +24,71 @@ static void edit_scores(const flash *f, const panel *x, int64_t first, int64_t l
         }
 }
 
-static void add_bias(const flash *f, const panel *x, int64_t first, int64_t last) {
+/* Offset of lane's row at the block's first key in the bias or the mask; lanes not in use repeat the last row. */
+static int64_t score_row(const flash *f, const panel *x, attn_score_stride stride, int64_t lane) {
+    const int64_t row = x->row + at_most(lane, x->rows - 1);
+    return attn_score_offset(&f->s, stride, row_head(f, row), row_position(f, row), f->block);
+}
+
+/* LANES rows of the bias, keys j .. j + n - 1 of the block, as n vectors of lanes. */
+static void load_bias(const flash *f, const int64_t *rows, int64_t j, int64_t n, vec *b) {
     const attn_problem *p = f->p;
-    for (int64_t lane = 0; lane < x->rows; lane++) {
-        const int64_t row = x->row + lane;
-        const int64_t at = attn_score_offset(&f->s, p->bias_stride, row_head(f, row), row_position(f, row), f->block);
-        float *s = f->scores + lane;
-        for (int64_t j = first; j < last; j++) {
-            const float bias = attn_load(f->t->bias, p->bias_dtype, at + j * p->bias_stride.kv);
-            s[j * PANEL] = bias == -INFINITY ? -INFINITY : s[j * PANEL] + LOG2E * bias;
+    const int64_t step = p->bias_stride.kv;
+    for (int i = 0; i < LANES; i++) {
+        float line[LANES] = { 0 };
+        if (step == 1) {
+            b[i] = v_load_part_any(f->t->bias, p->bias_dtype, rows[i] + j, v_first(n));
+            continue;
+        }
+        for (int64_t k = 0; k < n; k++) line[k] = attn_load(f->t->bias, p->bias_dtype, rows[i] + (j + k) * step);
+        b[i] = v_load(line);
+    }
+    v_transpose(b);
+}
+
+static void add_bias(const flash *f, const panel *x, int64_t first, int64_t last) {
+    const vec none = v_set(-INFINITY), unit = v_set(LOG2E);
+    for (int64_t lane = 0; lane < x->vecs * LANES; lane += LANES) {
+        int64_t rows[LANES];
+        for (int i = 0; i < LANES; i++) rows[i] = score_row(f, x, f->p->bias_stride, lane + i);
+        for (int64_t j = first; j < last; j += LANES) {
+            vec b[LANES];
+            const int64_t n = at_most(LANES, last - j);
+            load_bias(f, rows, j, n, b);
+            for (int64_t i = 0; i < n; i++) {
+                float *s = f->scores + (j + i) * PANEL + lane;
+                v_store(s, v_select(v_equal(b[i], none), none, v_add(v_load(s), v_mul(unit, b[i]))));
+            }
         }
     }
 }
 
+/* The same of the mask: 0 where it hides a key. */
+static void load_mask(const flash *f, const int64_t *rows, int64_t j, int64_t n, vec *b) {
+    const int64_t step = f->p->mask_stride.kv;
+    for (int i = 0; i < LANES; i++) {
+        const uint8_t *from = f->t->mask + rows[i] + j * step;
+        uint8_t line[LANES] = { 0 };
+        for (int64_t k = 0; k < n && step != 1; k++) line[k] = from[k * step];
+        b[i] = v_load_part_u8(step == 1 ? from : line, v_first(n));
+    }
+    v_transpose(b);
+}
+
 static void apply_mask(const flash *f, const panel *x, int64_t first, int64_t last) {
-    const attn_problem *p = f->p;
-    for (int64_t lane = 0; lane < x->rows; lane++) {
-        const int64_t row = x->row + lane;
-        const uint8_t *mask = f->t->mask + attn_score_offset(&f->s, p->mask_stride, row_head(f, row),
-                                                             row_position(f, row), f->block);
-        float *s = f->scores + lane;
-        for (int64_t j = first; j < last; j++)
-            if (!mask[j * p->mask_stride.kv]) s[j * PANEL] = -INFINITY;
+    const vec none = v_set(-INFINITY);
+    for (int64_t lane = 0; lane < x->vecs * LANES; lane += LANES) {
+        int64_t rows[LANES];
+        for (int i = 0; i < LANES; i++) rows[i] = score_row(f, x, f->p->mask_stride, lane + i);
+        for (int64_t j = first; j < last; j += LANES) {
+            vec b[LANES];
+            const int64_t n = at_most(LANES, last - j);
+            load_mask(f, rows, j, n, b);
+            for (int64_t i = 0; i < n; i++) {
+                float *s = f->scores + (j + i) * PANEL + lane;
+                v_store(s, v_select(v_equal(b[i], v_zero()), none, v_load(s)));
+            }
+        }
     }
 }
 

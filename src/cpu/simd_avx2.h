@@ -159,4 +159,12 @@ SIMD_INLINE void v_store_part_f16(uint16_t *x, vmask m, vec a) {
     simd_store_part16(x, m, _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 SIMD_INLINE void v_store_part_bf16(uint16_t *x, vmask m, vec a) { simd_store_part16(x, m, simd_narrow_bf16(a)); }
+SIMD_INLINE vec  v_load_part_u8(const uint8_t *x, vmask m) {
+    uint8_t all[8] = { 0 };
+    const int64_t count = simd_count(m);
+    if (count == LANES) memcpy(all, x, LANES);
+    else
+        for (int64_t i = 0; i < count; i++) all[i] = x[i];
+    return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const void *)all)));
+}
 #include "simd_math.h"

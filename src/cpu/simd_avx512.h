@@ -149,4 +149,7 @@ SIMD_INLINE void v_store_part_f16(uint16_t *x, vmask m, vec a) {
 SIMD_INLINE void v_store_part_bf16(uint16_t *x, vmask m, vec a) {
     _mm256_mask_storeu_epi16(x, m, simd_narrow_bf16(a));
 }
+SIMD_INLINE vec  v_load_part_u8(const uint8_t *x, vmask m) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(m, x)));
+}
 #include "simd_math.h"

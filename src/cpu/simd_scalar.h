@@ -115,4 +115,5 @@ SIMD_INLINE void v_store_part_bf16(uint16_t *x, vmask m, vec a) {
     for (int i = 0; i < LANES; i++)
         if (m.x[i]) x[i] = attn_f32_to_bf16(a.x[i]);
 }
+SIMD_INLINE vec  v_load_part_u8(const uint8_t *x, vmask m) { SIMD_EACH(vec, m.x[i] ? (float)x[i] : 0); }
 #include "simd_math.h"
