@@ -197,16 +197,17 @@ static void storm_on_shared_plans(void **state) {
 
 /* ---- fork ---- */
 
-/* In a child: a plan from the parent, then one of its own. Ends the process. */
+/* In a child: a plan from the parent, then one of its own. Ends the process. (ThreadSanitizer takes a thread of the
+ * child for one of the parent's that has the same id, and gives up: there the child stays alone.) */
 static void child_calls(const attn_plan *inherited, const attn_problem *p, small_case *c, uint64_t expected) {
     if (run_once(inherited, c) != expected) _exit(1);
     attn_options options = ATTN_OPTIONS_INIT;
-    options.threads = 3;
+    options.threads = UNDER_TSAN ? 1 : 3;
     attn_plan *plan;
     if (attn_plan_create(&plan, p, &options)) _exit(2);
     for (int i = 0; i < 3; i++)
         if (run_once(plan, c) != expected) _exit(3);
-    if (attn_plan_threads(plan) != 3) _exit(4);
+    if (attn_plan_threads(plan) != options.threads) _exit(4);
     attn_plan_destroy(plan);
     exit(0);   /* runs the library's destructor in the child */
 }
