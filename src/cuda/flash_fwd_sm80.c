@@ -31,7 +31,9 @@ static const tile *tile_of(const attn_problem *p) {
     return NULL;
 }
 
-static int64_t row_blocks(const attn_problem *p, const shape *s) { return (p->q_len + s->rows - 1) / s->rows; }
+static int64_t row_blocks(const attn_problem *p, const shape *s) {
+    return (p->q_len + s->rows - 1) / s->rows;
+}
 
 static const char *refuse(const attn_problem *p) {
     const int64_t longest = (int64_t)1 << 30;
@@ -39,8 +41,8 @@ static const char *refuse(const attn_problem *p) {
     if (!t) return "head dims up to 256";
     if (p->q_len >= longest || p->kv_len >= longest) return "q_len and kv_len below 2^30";
     int64_t blocks;
-    if (!attn_multiply(p->batch, p->q_heads, &blocks) || !attn_multiply(blocks, row_blocks(p, &t->rich), &blocks) ||
-        blocks > INT32_MAX)
+    if (!attn_multiply(p->batch, p->q_heads, &blocks) ||
+        !attn_multiply(blocks, row_blocks(p, &t->rich), &blocks) || blocks > INT32_MAX)
         return "batch * q_heads * row blocks below 2^31";
     return NULL;
 }
@@ -48,14 +50,6 @@ static const char *refuse(const attn_problem *p) {
 /* The plain entry knows masks by position only, and rows that are strides apart. */
 static int is_plain(const attn_problem *p) {
     return !(p->softcap > 0) && !p->bias_dtype && !p->has_mask && !p->alibi && !p->page_size && p->scale > 0;
-}
-
-/* Heads whose K and V together fit a good half of the L2 cache run side by side, whole groups of query heads. */
-static int64_t group_of(const attn_problem *p, int64_t l2_bytes) {
-    const int64_t head_bytes = (p->kv_len + 1) * (p->qk_dim + p->v_dim) * 2, per_kv_head = p->q_heads / p->kv_heads;
-    const int64_t kv_heads = l2_bytes * 5 / 8 / head_bytes, heads = p->batch * p->q_heads;
-    const int64_t group = (kv_heads > 1 ? kv_heads : 1) * per_kv_head;
-    return group < heads ? group : heads;
 }
 
 static attn_status prepare(attn_plan *plan) {
@@ -66,14 +60,14 @@ static attn_status prepare(attn_plan *plan) {
     attn_status status = attn_cuda_device_read(plan->cuda_device, &device);
     if (status) return status;
     plan->schedule[TILE_INDEX] = t - tiles;
-    plan->schedule[HAS_PLAIN] = is_plain(p) && t->plain.smem <= device.smem_per_block - 2048;  /* static: below 2 KB */
-    plan->schedule[GROUP] = group_of(p, device.l2_bytes);
+    plan->schedule[HAS_PLAIN] = is_plain(p) && t->plain.smem <= device.smem_per_block - 2048;   /* static part */
+    plan->schedule[GROUP] = attn_flash_group(p, device.l2_bytes);
     if (plan->schedule[HAS_PLAIN])
         status = attn_cuda_prepare(plan, PLAIN, ATTN_CUDA_IMAGE_OF(flash_fwd_sm80), bf16 ? t->bf16 : t->f16,
                                    t->plain.smem);
     if (status) return status;
-    return attn_cuda_prepare(plan, RICH, ATTN_CUDA_IMAGE_OF(flash_fwd_sm80), bf16 ? t->bf16_rich : t->f16_rich,
-                             t->rich.smem);
+    return attn_cuda_prepare(plan, RICH, ATTN_CUDA_IMAGE_OF(flash_fwd_sm80),
+                             bf16 ? t->bf16_rich : t->f16_rich, t->rich.smem);
 }
 
 static int stride_whole(attn_stride s) { return s.batch % 8 == 0 && s.seq % 8 == 0 && s.head % 8 == 0; }
@@ -103,7 +97,8 @@ static attn_status run(const attn_plan *plan, const attn_tensors *t, void *works
 }
 
 const attn_kernel attn_flash_fwd_sm80 = {
-    .name = "flash_fwd_sm80", .summary = "FlashAttention-2 on mma.sync: cp.async, swizzled tiles, rare rescaling",
+    .name = "flash_fwd_sm80",
+    .summary = "FlashAttention-2 on mma.sync: cp.async, swizzled tiles, rare rescaling",
     .pass = ATTN_FORWARD, .device = ATTN_CUDA, .isa = 80,
     .dtypes = ATTN_DTYPE_BIT(ATTN_F16) | ATTN_DTYPE_BIT(ATTN_BF16), .features = ATTN_NEEDS_ALL,
     .refuse = refuse, .prepare = prepare, .run = run,

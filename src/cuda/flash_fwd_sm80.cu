@@ -2,59 +2,12 @@
  * The idea: a warp multiplies Q by the next step's K while the special function unit makes the probabilities of this
  * step, and finds the next maximum while it multiplies P by V. Lesson: learn/flash_attention/flash_mma.cu. */
 #include "flash_fwd_sm80.h"
-#include "ptx_sm80.h"
-#include "../sequence.h"
+#include "flash_rows_sm80.h"
 #include <float.h>
-#include <math.h>
 
 /* The running maximum m of a row is only raised when it has grown by more than 2^8 (in log2 units): p <= 256 stays
  * exact enough in f16 and bf16, and almost no step needs to rescale O. Each row decides for itself. */
 static constexpr float max_growth = 8;
-static constexpr float log2_e = 1.4426950408889634f, ln_2 = 0.6931471805599453f;
-
-/* What a block knows about its rows, in tokens. It lives in shared memory: registers are for the tiles. */
-typedef struct block_rows {
-    attn_sequence s;
-    int64_t h;
-    float slope;
-    int q_len, kv_len, q_rows;
-    int block_row;
-    int low_offset, high_offset;    /* query i sees max(0, i + low_offset) <= j < min(kv_len, i + high_offset) */
-} block_rows;
-/* Steps that a warp or the block computes, low <= step < high, and those that all its rows see in full. */
-typedef struct row_steps { int low, high, full_low, full_high; } row_steps;
-
-PTX_INLINE int row_low(const block_rows &rows, int i) { return max(0, i + rows.low_offset); }
-PTX_INLINE int row_high(const block_rows &rows, int i) { return min(rows.kv_len, i + rows.high_offset); }
-
-PTX_INLINE int clamp_offset(int64_t x) {
-    const int64_t limit = 1 << 30;
-    return (int)(x < -limit ? -limit : x > limit ? limit : x);
-}
-
-PTX_INLINE block_rows rows_of(const attn_problem &p, const attn_tensors &t, int64_t b, int64_t h) {
-    block_rows rows;
-    rows.s = attn_sequence_at(&p, &t, b);
-    rows.h = h;
-    rows.slope = p.alibi ? attn_slope(&p, &t, b, h) : 0;
-    rows.q_len = (int)rows.s.q_len, rows.kv_len = (int)rows.s.kv_len, rows.q_rows = (int)rows.s.q_rows;
-    const int64_t right = p.causal ? 0 : p.window_right;
-    rows.high_offset = right < 0 ? 1 << 30 : clamp_offset(rows.s.shift + right + 1);
-    rows.low_offset = p.window_left < 0 ? -(1 << 30) : clamp_offset(rows.s.shift - p.window_left);
-    return rows;
-}
-
-/* Steps of KEYS keys for rows first .. last. */
-template <int KEYS> PTX_INLINE row_steps steps_of(const block_rows &rows, int first, int last) {
-    row_steps w;
-    last = min(last, rows.q_len - 1);
-    w.low = row_low(rows, first) / KEYS;
-    w.high = last < first ? w.low : (row_high(rows, last) + KEYS - 1) / KEYS;
-    if (w.high <= w.low) w.low = w.high = 0;
-    w.full_low = (row_low(rows, last) + KEYS - 1) / KEYS;
-    w.full_high = max(row_high(rows, first), 0) / KEYS;
-    return w;
-}
 
 PTX_INLINE row_steps load_steps(uint32_t from_smem) {
     uint32_t r[4];
@@ -248,39 +201,7 @@ PTX_INLINE void accumulate(float (&o)[ROWS][DV / 8][4], float (&l)[ROWS][2], con
 
 /* ---- options on scores (rich) and masks ---- */
 
-/* Which key a query sees, beyond causal and window: the boolean mask, and a bias of -inf. */
-PTX_INLINE float bias_at(const flash_fwd_args &a, const block_rows &rows, int i, int j) {
-    const int64_t offset = attn_score_offset(&rows.s, a.p.bias_stride, rows.h, i, j);
-    if (a.p.bias_dtype == ATTN_F32) return ((const float *)a.t.bias)[offset];
-    const uint16_t x = ((const uint16_t *)a.t.bias)[offset];
-    return a.p.bias_dtype == ATTN_F16 ? widen<PTX_F16>(x) : widen<PTX_BF16>(x);
-}
-
-/* Keys may be hidden anywhere. */
-template <int RICH> PTX_INLINE bool has_holes(const flash_fwd_args &a) { return RICH && (a.p.has_mask || a.p.bias_dtype); }
-
-template <int RICH>
-PTX_INLINE bool sees(const flash_fwd_args &a, const block_rows &rows, int i, int j) {
-    if (i >= rows.q_len || j < row_low(rows, i) || j >= row_high(rows, i)) return false;
-    if (!RICH) return true;
-    if (a.p.has_mask && !a.t.mask[attn_score_offset(&rows.s, a.p.mask_stride, rows.h, i, j)]) return false;
-    return !a.p.bias_dtype || bias_at(a, rows, i, j) != -INFINITY;
-}
-
-/* Score in log2 units from q . k. */
-PTX_INLINE float rich_score(const flash_fwd_args &a, const block_rows &rows, int i, int j,
-                            float dot) {
-    float x = dot * a.p.scale;
-    if (a.p.softcap > 0) {      /* tanh(y) = 1 - 2 / (1 + e^2y) */
-        const float e = exp2_approx(2 * log2_e * x / a.p.softcap);
-        x = isnan(x) ? x : a.p.softcap * (1 - 2 / (1 + e));
-    }
-    if (a.p.bias_dtype) x += bias_at(a, rows, i, j);
-    if (a.p.alibi) x -= rows.slope * fabsf((float)(i + (int)rows.s.shift - j));
-    return x * log2_e;
-}
-
-template <int ROWS, int KEYS, int RICH>
+template <int DTYPE, int ROWS, int KEYS, int RICH>
 PTX_INLINE void mask_scores(float (&x)[ROWS][KEYS / 8][4], const flash_fwd_args &a, const block_rows &rows, int first_key) {
     const int thread = recompute((int)threadIdx.x), lane = thread % 32;
     const int first_row = rows.block_row + thread / 32 * ROWS * 16;
@@ -297,7 +218,7 @@ PTX_INLINE void mask_scores(float (&x)[ROWS][KEYS / 8][4], const flash_fwd_args 
                     const int j = first_key + 8 * n + 2 * (lane % 4) + e;
                     float &y = x[r][n][2 * half + e];
                     if (j < low || j >= high || (RICH && !sees<RICH>(a, rows, i, j))) y = -INFINITY;
-                    else if (RICH) y = rich_score(a, rows, i, j, y);
+                    else if (RICH) y = rich_score<DTYPE>(a, rows, i, j, y);
                 }
         }
 }
@@ -325,38 +246,6 @@ template <int DTYPE, int DV, int KEYS, int THREADS> PTX_INLINE int clear_nonfini
         if (found) store_smem_16(tile_smem + (uint32_t)n * 16, r);
     }
     return found;
-}
-
-template <int DTYPE> PTX_INLINE float o_at(const flash_fwd_args &a, int64_t offset) {
-    return a.p.o_dtype == ATTN_F32 ? ((const float *)a.t.o)[offset] : widen<DTYPE>(((const uint16_t *)a.t.o)[offset]);
-}
-
-/* O += every non-finite V that a row sees, over the keys of partial steps. A thread owns a column of some rows. */
-template <int DTYPE, int KEYS, int RICH, int THREADS>
-PTX_INLINE void add_nonfinite(const flash_fwd_args &a, const block_rows &rows, int block_height) {
-    const int64_t kv_head = rows.h / (a.p.q_heads / a.p.kv_heads);
-    const int block_row = rows.block_row;
-    const row_steps block = steps_of<KEYS>(rows, block_row, block_row + block_height - 1);
-    const bool holes = has_holes<RICH>(a);
-#pragma unroll 1
-    for (int i = block_row; i < min(block_row + block_height, rows.q_len); i++)
-#pragma unroll 1
-        for (int d = (int)threadIdx.x; d < a.p.v_dim; d += THREADS) {
-            float sum = 0;
-            const int end = min(block.high * KEYS, rows.kv_len);
-#pragma unroll 1
-            for (int j = block.low * KEYS; j < end; j++) {
-                const int step = j / KEYS;
-                if (!holes && step >= block.full_low && step < block.full_high) continue;
-                const uint16_t x = ((const uint16_t *)a.t.v)[attn_kv_offset(&a.p, &rows.s, a.p.v_stride, j, kv_head) + d];
-                if (!isfinite(widen<DTYPE>(x)) && sees<RICH>(a, rows, i, j)) sum += widen<DTYPE>(x);
-            }
-            if (isfinite(sum)) continue;
-            const int64_t to = attn_q_offset(&rows.s, a.p.o_stride, i, rows.h) + d;
-            sum += o_at<DTYPE>(a, to);
-            if (a.p.o_dtype == ATTN_F32) ((float *)a.t.o)[to] = sum;
-            else ((uint16_t *)a.t.o)[to] = (uint16_t)pack_halves<DTYPE>(sum, 0);
-        }
 }
 
 /* ---- the end: O / l and LSE ---- */
@@ -420,17 +309,12 @@ PTX_INLINE void flash_fwd(const flash_fwd_args &a) {
     const uint32_t q_smem = smem_address(smem), k_smem = q_smem + block_height * DK * 2, v_smem = k_smem + 2 * k_bytes;
     const uint32_t steps_smem = v_smem + 2 * v_bytes, pointers_smem = steps_smem + 16 * (1 + WARPS);
 
-    /* Which rows: longest first within a group of heads. */
-    const uint32_t group_blocks = a.group * a.row_blocks, group = blockIdx.x / group_blocks;
-    const uint32_t within = blockIdx.x % group_blocks, group_size = min(a.group, a.heads - group * a.group);
-    const uint32_t head = group * a.group + within % group_size;
-    const int block_row = (int)(a.row_blocks - 1 - within / group_size) * block_height;
     if (threadIdx.x == 0) {
-        rows = rows_of(a.p, a.t, head / (uint32_t)a.p.q_heads, head % (uint32_t)a.p.q_heads);
-        rows.block_row = block_row;
+        rows = rows_of(a, block_height);
         v_nonfinite = 0;
     }
     block_barrier();
+    const int block_row = rows.block_row;
     if (block_row >= rows.q_rows) return;
 
     /* What the loop looks up rather than keep in registers. */
@@ -507,7 +391,7 @@ PTX_INLINE void flash_fwd(const flash_fwd_args &a) {
 
         float s[ROWS][KEYS / 8][4], top[ROWS][2];
         scores<DTYPE, DK, ROWS, KEYS>(s, q_lane_smem, k_smem + slot * k_bytes + k_lane<DK>());
-        if (__builtin_expect(partial, RICH)) mask_scores<ROWS, KEYS, RICH>(s, a, rows, t * KEYS);
+        if (__builtin_expect(partial, RICH)) mask_scores<DTYPE, ROWS, KEYS, RICH>(s, a, rows, t * KEYS);
         tops<ROWS, KEYS>(top, s);
         int grown = 0;
 #pragma unroll

@@ -25,13 +25,31 @@
 #define FLASH_FWD_SM80_SMEM(qk, v, warps, rows, keys) \
     ((warps) * (rows) * 16 * (qk) * 2 + 2 * (keys) * ((qk) + (v)) * 2 + (2 + (warps)) * 16)
 
+/* The f32 kernel's tiles: head dims, rows and keys of a thread (block: 16 * rows queries, 16 * keys keys a step).
+ * Larger dims leave less shared memory and fewer registers for rows. */
+#define FLASH_FWD_F32_SM80_TILES(T) \
+    /*  qk   v   rows keys */ \
+    T(  64,  64, 8,   4) \
+    T( 128, 128, 8,   4) \
+    T( 256, 256, 4,   2)
+#define FLASH_FWD_F32_SM80_SMEM(qk, v, rows, keys) \
+    (4 * (16 * (rows) * ((qk) + 4) + 16 * (keys) * ((qk) + 4 + (v) + 4) + 16 * (rows) * (16 * (keys) + 4)))
+
 typedef struct flash_fwd_args {
     attn_problem p;
     attn_tensors t;
-    float    scale_log2;        /* log2(e) * scale; 1 where the scores are already in log2 units (rich) */
+    float    scale_log2;        /* log2(e) * scale; where options change the scores: 1, or 0 in the f32 kernel */
     int32_t  vector;            /* 1: rows of Q, K, V, O can be copied 16 bytes at a time */
     uint32_t row_blocks;        /* blocks along a sequence's queries */
     uint32_t heads;             /* batch * q_heads */
     uint32_t group;             /* heads whose blocks run together, so that their K and V share the L2 cache */
 } flash_fwd_args;
+
+/* Heads whose K and V together fit a good half of the L2 cache; whole groups of query heads. */
+static inline int64_t attn_flash_group(const attn_problem *p, int64_t l2_bytes) {
+    const int64_t bytes = (p->kv_len + 1) * (p->qk_dim + p->v_dim) * (p->dtype == ATTN_F32 ? 4 : 2);
+    const int64_t fit = l2_bytes * 5 / 8 / bytes, heads = p->batch * p->q_heads;
+    const int64_t group = (fit > 1 ? fit : 1) * (p->q_heads / p->kv_heads);
+    return group < heads ? group : heads;
+}
 #endif

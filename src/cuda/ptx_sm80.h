@@ -60,7 +60,7 @@ PTX_INLINE void store_smem_4(uint32_t to_smem, uint32_t x) {
 
 /* ---- tensor cores ---- */
 
-enum { PTX_F16 = 2, PTX_BF16 = 3 };     /* the values of attn_dtype */
+enum { PTX_F32 = 1, PTX_F16 = 2, PTX_BF16 = 3 };     /* the values of attn_dtype */
 
 /* c += a b for one warp: a is 16 x 16 (rows x k), b is 16 x 8 (k x columns), c is 16 x 8 in f32. With g = lane / 4 and
  * q = lane % 4:   a[r], half h: row g + 8 * (r & 1), k = 2 q + h + 8 * (r >> 1)
@@ -95,10 +95,8 @@ template <int DTYPE> PTX_INLINE float widen(uint16_t x) {
     return r;
 }
 
-/* ---- special functions: about 2 ulp, subnormal results flushed to zero ---- */
-
+/* 2^x to about 2 ulp; subnormal results become 0. */
 PTX_INLINE float exp2_approx(float x) { float r; asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x)); return r; }
-PTX_INLINE float reciprocal_approx(float x) { float r; asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x)); return r; }
 
 /* ---- lanes ---- */
 
@@ -111,10 +109,19 @@ PTX_INLINE float quad_sum(float x) {
     x += __shfl_xor_sync(0xffffffffu, x, 1);
     return x + __shfl_xor_sync(0xffffffffu, x, 2);
 }
+/* The same over 16 lanes: 0 .. 15 and 16 .. 31 apart. */
+PTX_INLINE float half_warp_max(float x) {
+#pragma unroll
+    for (int step = 1; step < 16; step *= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, step));
+    return x;
+}
+PTX_INLINE float half_warp_sum(float x) {
+#pragma unroll
+    for (int step = 1; step < 16; step *= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
+    return x;
+}
 /* 1 in every lane if any lane's x is not 0. */
 PTX_INLINE int warp_any(int x) { return __any_sync(0xffffffffu, x); }
-/* The same value, which the compiler then knows to be equal in all lanes. */
-PTX_INLINE int warp_uniform(int x) { return __shfl_sync(0xffffffffu, x, 0); }
 /* x, but hidden from the optimizer: what is computed from it is computed where it stands, not kept in registers. */
 PTX_INLINE int recompute(int x) { asm volatile("" : "+r"(x)); return x; }
 
