@@ -36,7 +36,8 @@ static attn_status prepare(attn_plan *plan) {
     attn_cuda_device device;
     const attn_status status = attn_cuda_device_read(plan->cuda_device, &device);
     if (status) return status;
-    plan->schedule[GROUP] = attn_flash_group(p, device.l2_bytes);
+    plan->schedule[GROUP] = attn_flash_group(p, (p->q_len + t->rows - 1) / t->rows, device.l2_bytes,
+                                             device.multiprocessors);
     return attn_cuda_prepare(plan, 0, ATTN_CUDA_IMAGE_OF(flash_fwd_f32_sm80), t->entry, t->smem);
 }
 

@@ -17,7 +17,7 @@ enum { LOAD_Q, LOAD_K, LOAD_V };
 template <int DIM, int ROWS>
 PTX_INLINE void load_tile(const flash_fwd_args &a, const block_rows &rows, float *tile, const void *base,
                           attn_stride stride, int first, int end, int dim, int what) {
-    const int64_t kv_head = rows.h / (a.p.q_heads / a.p.kv_heads);
+    const int64_t kv_head = rows.kv_head;
     if (a.vector && !rows.s.pages) {        /* rows a stride apart */
         const float *start = (const float *)base + (what == LOAD_Q ? attn_q_offset(&rows.s, stride, first, rows.h)
                                                     : attn_kv_offset(&a.p, &rows.s, stride, first, kv_head));

@@ -4,17 +4,18 @@
 
 ATTN_CUDA_IMAGE(flash_fwd_sm80);
 
-typedef struct shape { int rows, threads, smem; } shape;
+typedef struct shape { int rows, threads, smem, blocks; } shape;
 typedef struct tile {
     int qk_dim, v_dim;
     shape plain, rich;
     const char *bf16, *f16, *bf16_rich, *f16_rich;
 } tile;
 
-#define SHAPE(qk, v, warps, rows, keys) \
-    { (warps) * (rows) * 16, (warps) * 32, FLASH_FWD_SM80_SMEM(qk, v, warps, rows, keys) }
-#define TILE(qk, v, warps, rows, keys, blocks, rich_warps, rich_rows, rich_keys, rich_blocks) \
-    { qk, v, SHAPE(qk, v, warps, rows, keys), SHAPE(qk, v, rich_warps, rich_rows, rich_keys), \
+#define SHAPE(qk, v, warps, rows, keys, stages, blocks) \
+    { (warps) * (rows) * 16, (warps) * 32, FLASH_FWD_SM80_SMEM(qk, v, warps, rows, keys, stages), blocks }
+#define TILE(qk, v, warps, rows, keys, stages, blocks, rich_warps, rich_rows, rich_keys, rich_blocks) \
+    { qk, v, SHAPE(qk, v, warps, rows, keys, stages, blocks), \
+      SHAPE(qk, v, rich_warps, rich_rows, rich_keys, 2, rich_blocks), \
       "flash_fwd_sm80_bf16_" #qk "_" #v, "flash_fwd_sm80_f16_" #qk "_" #v, \
       "flash_fwd_sm80_bf16_" #qk "_" #v "_rich", "flash_fwd_sm80_f16_" #qk "_" #v "_rich" },
 static const tile tiles[] = { FLASH_FWD_SM80_TILES(TILE) };
@@ -23,7 +24,7 @@ enum { TILES = sizeof tiles / sizeof *tiles };
 /* Slots of the plan. Rows that can't be copied 16 bytes at a time are known only when the pointers are. */
 enum { PLAIN, RICH };
 /* Numbers of the plan. */
-enum { TILE_INDEX, HAS_PLAIN, GROUP };
+enum { TILE_INDEX, HAS_PLAIN, GROUP /* of PLAIN, then of RICH */ };
 
 static const tile *tile_of(const attn_problem *p) {
     for (int i = 0; i < TILES; i++)
@@ -61,7 +62,11 @@ static attn_status prepare(attn_plan *plan) {
     if (status) return status;
     plan->schedule[TILE_INDEX] = t - tiles;
     plan->schedule[HAS_PLAIN] = is_plain(p) && t->plain.smem <= device.smem_per_block - 2048;   /* static part */
-    plan->schedule[GROUP] = attn_flash_group(p, device.l2_bytes);
+    for (int slot = PLAIN; slot <= RICH; slot++) {
+        const shape *s = slot == PLAIN ? &t->plain : &t->rich;
+        plan->schedule[GROUP + slot] = attn_flash_group(p, row_blocks(p, s), device.l2_bytes,
+                                                        (int64_t)device.multiprocessors * s->blocks);
+    }
     if (plan->schedule[HAS_PLAIN])
         status = attn_cuda_prepare(plan, PLAIN, ATTN_CUDA_IMAGE_OF(flash_fwd_sm80), bf16 ? t->bf16 : t->f16,
                                    t->plain.smem);
@@ -88,7 +93,7 @@ static attn_status run(const attn_plan *plan, const attn_tensors *t, void *works
     flash_fwd_args args = {
         .p = *p, .t = *t, .scale_log2 = slot == PLAIN ? p->scale * 1.4426950408889634f : 1, .vector = whole,
         .row_blocks = (uint32_t)row_blocks(p, s), .heads = (uint32_t)(p->batch * p->q_heads),
-        .group = (uint32_t)plan->schedule[GROUP],
+        .group = (uint32_t)plan->schedule[GROUP + slot],
     };
     const attn_cuda_grid grid = { .blocks = (int64_t)args.row_blocks * args.heads, .threads = s->threads,
                                   .smem = s->smem };

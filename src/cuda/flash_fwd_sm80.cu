@@ -68,7 +68,7 @@ template <int DTYPE, int DIM, int ROWS, int THREADS>
 PTX_INLINE void load_rows(const flash_fwd_args &a, const block_rows &rows, uint32_t tile_smem, const uint16_t *from,
                           attn_stride stride, int first, int end, int dim, int what) {
     const int chunks = DIM / 8, total = ROWS * chunks;
-    const int64_t kv_head = rows.h / (a.p.q_heads / a.p.kv_heads);
+    const int64_t kv_head = rows.kv_head;
 #pragma unroll 1
     for (int item = (int)threadIdx.x; item < total; item += THREADS) {
         const int i = first + item / chunks, chunk = item % chunks, count = i < end ? min(8, dim - chunk * 8) : 0;
@@ -90,6 +90,20 @@ PTX_INLINE void load_rows(const flash_fwd_args &a, const block_rows &rows, uint3
             store_smem_16(to_smem, r);
         }
     }
+}
+
+/* Ask for K or V of a step; pointers_smem holds where the sequence's K and V begin. */
+template <int DTYPE, int DIM, int KEYS, int THREADS, int RICH>
+PTX_INLINE void request(const flash_fwd_args &a, const block_rows &rows, uint32_t tile_smem, uint32_t pointers_smem,
+                        int step, int kv_len, int what) {
+    const attn_stride stride = what == LOAD_K ? a.p.k_stride : a.p.v_stride;
+    const int first = step * KEYS, dim = (int)(what == LOAD_K ? a.p.qk_dim : a.p.v_dim);
+    uint32_t at[4];
+    load_smem_16(at, pointers_smem);
+    const uint64_t address = what == LOAD_K ? (uint64_t)at[1] << 32 | at[0] : (uint64_t)at[3] << 32 | at[2];
+    const uint16_t *from = (const uint16_t *)address;
+    if (RICH) load_rows<DTYPE, DIM, KEYS, THREADS>(a, rows, tile_smem, from, stride, first, kv_len, dim, what);
+    else load_tile<DIM, KEYS, THREADS>(tile_smem, from + first * stride.seq, stride.seq, kv_len - first, dim);
 }
 
 /* ---- softmax ---- */
@@ -299,15 +313,16 @@ PTX_INLINE void store(float (&o)[ROWS][DV / 8][4], float (&l)[ROWS][2], const fl
 
 /* ---- the kernel ---- */
 
-template <int DTYPE, int DK, int DV, int WARPS, int ROWS, int KEYS, int RICH>
+template <int DTYPE, int DK, int DV, int WARPS, int ROWS, int KEYS, int STAGES, int RICH>
 PTX_INLINE void flash_fwd(const flash_fwd_args &a) {
     extern __shared__ __align__(1024) unsigned char smem[];
     __shared__ block_rows rows;
     __shared__ int v_nonfinite;
     const int threads = WARPS * 32, warp_height = ROWS * 16, block_height = WARPS * warp_height;
     const uint32_t k_bytes = KEYS * DK * 2, v_bytes = KEYS * DV * 2;
-    const uint32_t q_smem = smem_address(smem), k_smem = q_smem + block_height * DK * 2, v_smem = k_smem + 2 * k_bytes;
-    const uint32_t steps_smem = v_smem + 2 * v_bytes, pointers_smem = steps_smem + 16 * (1 + WARPS);
+    const uint32_t q_smem = smem_address(smem), k_smem = q_smem + block_height * DK * 2;
+    const uint32_t v_smem = k_smem + STAGES * k_bytes, steps_smem = v_smem + STAGES * v_bytes;
+    const uint32_t pointers_smem = steps_smem + 16 * (1 + WARPS);
 
     if (threadIdx.x == 0) {
         rows = rows_of(a, block_height);
@@ -326,7 +341,7 @@ PTX_INLINE void flash_fwd(const flash_fwd_args &a) {
         steps[1 + threadIdx.x] = steps_of<KEYS>(rows, first_row, first_row + warp_height - 1);
     }
     if (threadIdx.x == 0) {
-        const int64_t kv_head = rows.h / (a.p.q_heads / a.p.kv_heads);
+        const int64_t kv_head = rows.kv_head;
         const attn_stride ks = a.p.k_stride, vs = a.p.v_stride;
         steps[0] = steps_of<KEYS>(rows, block_row, block_row + block_height - 1);
         steps[0].low = rows.kv_len;                                             /* its low is known above */
@@ -355,62 +370,72 @@ PTX_INLINE void flash_fwd(const flash_fwd_args &a) {
     }
     const uint32_t q_lane_smem = q_smem + threadIdx.x / 32 * warp_height * DK * 2 + v_lane<DK>();
 
-    /* Step t is requested one step ahead; the first pass only requests. Two slots take turns. */
-    uint32_t slot = 1;
+    /* Two stages: K and V of step t + 1 are requested at the start of step t. One stage: V of step t is, and K of t + 1
+     * once all warps are done with K of t. The first pass, t = low - 1, only requests. */
+    uint32_t slot = 0;
 #pragma unroll 1
-    for (int t = low - 1;; t++, slot ^= 1) {
+    for (int t = low - 1;; t++) {
+        if (STAGES == 2) slot ^= 1;
         copy_wait<0>();
         block_barrier();
-        const row_steps b = load_steps(steps_smem), w = load_steps(steps_smem + 16 + recompute((int)threadIdx.x) / 32 * 16);
+        const row_steps b = load_steps(steps_smem);
+        const row_steps w = load_steps(steps_smem + 16 + recompute((int)threadIdx.x) / 32 * 16);
         if (t >= b.high) break;
-        if (t + 1 < b.high) {
-            const int first = (t + 1) * KEYS, kv_len = b.low;
-            const uint32_t to_k = k_smem + (slot ^ 1) * k_bytes, to_v = v_smem + (slot ^ 1) * v_bytes;
-            uint32_t at[4];
-            load_smem_16(at, pointers_smem);
-            const uint16_t *k = (const uint16_t *)((uint64_t)at[1] << 32 | at[0]);
-            const uint16_t *v = (const uint16_t *)((uint64_t)at[3] << 32 | at[2]);
-            const int64_t k_seq = a.p.k_stride.seq, v_seq = a.p.v_stride.seq;
-            const int qk_dim = (int)a.p.qk_dim, v_dim = (int)a.p.v_dim;
-            if (RICH) {
-                load_rows<DTYPE, DK, KEYS, threads>(a, rows, to_k, k, a.p.k_stride, first, kv_len, qk_dim, LOAD_K);
-                load_rows<DTYPE, DV, KEYS, threads>(a, rows, to_v, v, a.p.v_stride, first, kv_len, v_dim, LOAD_V);
-            } else {
-                load_tile<DK, KEYS, threads>(to_k, k + first * k_seq, k_seq, kv_len - first, qk_dim);
-                load_tile<DV, KEYS, threads>(to_v, v + first * v_seq, v_seq, kv_len - first, v_dim);
-            }
+        if (STAGES == 2 && t + 1 < b.high) {
+            request<DTYPE, DK, KEYS, threads, RICH>(a, rows, k_smem + (slot ^ 1) * k_bytes, pointers_smem, t + 1, b.low,
+                                                    LOAD_K);
+            request<DTYPE, DV, KEYS, threads, RICH>(a, rows, v_smem + (slot ^ 1) * v_bytes, pointers_smem, t + 1, b.low,
+                                                    LOAD_V);
         }
+        if (STAGES == 1 && t >= low)
+            request<DTYPE, DV, KEYS, threads, RICH>(a, rows, v_smem, pointers_smem, t, b.low, LOAD_V);
         copy_commit();                      /* Q belongs to the first group */
-        if (t < low) continue;
-        if (__builtin_expect(t < b.full_low || t >= b.full_high || has_holes<RICH>(a), 0)) {
+        const bool active = t >= max(w.low, low) && t < w.high, partial = RICH || t < w.full_low || t >= w.full_high;
+        const bool clear = t >= low && (t < b.full_low || t >= b.full_high || has_holes<RICH>(a));
+        if (STAGES == 2 && __builtin_expect(clear, 0)) {
             if (clear_nonfinite<DTYPE, DV, KEYS, threads>(v_smem + slot * v_bytes)) v_nonfinite = 1;
             block_barrier();
         }
-        if (t < w.low || t >= w.high) continue;
-        const bool partial = RICH || t < w.full_low || t >= w.full_high;
+        if (STAGES == 2 && !active) continue;
 
-        float s[ROWS][KEYS / 8][4], top[ROWS][2];
-        scores<DTYPE, DK, ROWS, KEYS>(s, q_lane_smem, k_smem + slot * k_bytes + k_lane<DK>());
-        if (__builtin_expect(partial, RICH)) mask_scores<DTYPE, ROWS, KEYS, RICH>(s, a, rows, t * KEYS);
-        tops<ROWS, KEYS>(top, s);
-        int grown = 0;
+        float s[ROWS][KEYS / 8][4];
+        if (STAGES == 2 || active) {
+            float top[ROWS][2];
+            scores<DTYPE, DK, ROWS, KEYS>(s, q_lane_smem, k_smem + slot * k_bytes + k_lane<DK>());
+            if (__builtin_expect(partial, RICH)) mask_scores<DTYPE, ROWS, KEYS, RICH>(s, a, rows, t * KEYS);
+            tops<ROWS, KEYS>(top, s);
+            int grown = 0;
 #pragma unroll
-        for (int r = 0; r < ROWS; r++)
-            grown |= top[r][0] * a.scale_log2 > m[r][0] + max_growth || top[r][1] * a.scale_log2 > m[r][1] + max_growth;
-        if (__builtin_expect(warp_any(grown), 0)) rescale<ROWS, DV>(o, l, m, top, a.scale_log2);
-        accumulate<DTYPE, DV, ROWS, KEYS>(o, l, s, m, a.scale_log2, v_smem + slot * v_bytes + v_lane<DV>());
+            for (int r = 0; r < ROWS; r++)
+                grown |= top[r][0] * a.scale_log2 > m[r][0] + max_growth ||
+                         top[r][1] * a.scale_log2 > m[r][1] + max_growth;
+            if (__builtin_expect(warp_any(grown), 0)) rescale<ROWS, DV>(o, l, m, top, a.scale_log2);
+        }
+        if (STAGES == 1) {
+            copy_wait<0>();
+            block_barrier();
+            if (t + 1 < b.high)
+                request<DTYPE, DK, KEYS, threads, RICH>(a, rows, k_smem, pointers_smem, t + 1, b.low, LOAD_K);
+            copy_commit();
+            if (__builtin_expect(clear, 0)) {
+                if (clear_nonfinite<DTYPE, DV, KEYS, threads>(v_smem)) v_nonfinite = 1;
+                block_barrier();
+            }
+        }
+        if (STAGES == 2 || active)
+            accumulate<DTYPE, DV, ROWS, KEYS>(o, l, s, m, a.scale_log2, v_smem + slot * v_bytes + v_lane<DV>());
     }
     store<DTYPE, DV, ROWS, RICH>(o, l, m, a, rows, q_smem, warp_height * DK * 2);
     block_barrier();
     if (v_nonfinite) add_nonfinite<DTYPE, KEYS, RICH, threads>(a, rows, block_height);
 }
 
-#define ENTRY(name, dtype, rich, qk, v, warps, rows, keys, blocks) \
+#define ENTRY(name, dtype, rich, qk, v, warps, rows, keys, stages, blocks) \
     extern "C" __global__ void __launch_bounds__(warps * 32, blocks) \
-    name(const __grid_constant__ flash_fwd_args a) { flash_fwd<dtype, qk, v, warps, rows, keys, rich>(a); }
-#define TILE(qk, v, warps, rows, keys, blocks, rich_warps, rich_rows, rich_keys, rich_blocks) \
-    ENTRY(flash_fwd_sm80_bf16_##qk##_##v, PTX_BF16, 0, qk, v, warps, rows, keys, blocks) \
-    ENTRY(flash_fwd_sm80_f16_##qk##_##v, PTX_F16, 0, qk, v, warps, rows, keys, blocks) \
-    ENTRY(flash_fwd_sm80_bf16_##qk##_##v##_rich, PTX_BF16, 1, qk, v, rich_warps, rich_rows, rich_keys, rich_blocks) \
-    ENTRY(flash_fwd_sm80_f16_##qk##_##v##_rich, PTX_F16, 1, qk, v, rich_warps, rich_rows, rich_keys, rich_blocks)
+    name(const __grid_constant__ flash_fwd_args a) { flash_fwd<dtype, qk, v, warps, rows, keys, stages, rich>(a); }
+#define TILE(qk, v, warps, rows, keys, stages, blocks, rich_warps, rich_rows, rich_keys, rich_blocks) \
+    ENTRY(flash_fwd_sm80_bf16_##qk##_##v, PTX_BF16, 0, qk, v, warps, rows, keys, stages, blocks) \
+    ENTRY(flash_fwd_sm80_f16_##qk##_##v, PTX_F16, 0, qk, v, warps, rows, keys, stages, blocks) \
+    ENTRY(flash_fwd_sm80_bf16_##qk##_##v##_rich, PTX_BF16, 1, qk, v, rich_warps, rich_rows, rich_keys, 2, rich_blocks) \
+    ENTRY(flash_fwd_sm80_f16_##qk##_##v##_rich, PTX_F16, 1, qk, v, rich_warps, rich_rows, rich_keys, 2, rich_blocks)
 FLASH_FWD_SM80_TILES(TILE)

@@ -7,23 +7,26 @@
 /* One row a tile, smallest first: the first whose dims cover the problem's is taken.
  *   qk v        head dims the tile holds; smaller ones are padded with zeros in shared memory
  *   warps rows  warps of a block; 16-row tiles of a warp (block rows = warps * rows * 16)
- *   keys        keys of a step; K and V of two steps lie in shared memory
+ *   keys        keys of a step
+ *   stages      steps of K and V in shared memory
  *   blocks      blocks that share a multiprocessor (sets the register limit)
  * and the same for the rich entry, which changes scores and loads row by row. Reasons (H100, bench/notes/cuda-sm80.md):
  * two row tiles a warp, because each fragment of K and V then feeds twice the mma; as many keys as the registers hold,
  * because an mma that continues a sum waits for the one 16 before; at v 256 O takes the registers of the second row
  * tile. The rich entries are smaller: options need registers, and a device with 100 KB a block must hold them. */
+#ifndef FLASH_FWD_SM80_TILES
 #define FLASH_FWD_SM80_TILES(T) \
-    /*  qk   v   warps rows keys blocks   rich: warps rows keys blocks */ \
-    T(  64,  64, 4,    2,   128, 2,             4,    2,   32,  2) \
-    T(  96,  96, 4,    2,   64,  2,             4,    2,   32,  2) \
-    T( 128, 128, 4,    2,   64,  2,             4,    2,   32,  2) \
-    T( 192, 128, 4,    2,   64,  1,             4,    2,   32,  2) \
-    T( 256, 256, 8,    1,   64,  1,             4,    1,   32,  2)
+    /*  qk   v   warps rows keys stages blocks   rich: warps rows keys blocks */ \
+    T(  64,  64, 4,    2,   128, 2,     2,             4,    2,   32,  2) \
+    T(  96,  96, 4,    2,   64,  2,     2,             4,    2,   32,  2) \
+    T( 128, 128, 4,    2,   64,  2,     2,             4,    2,   32,  2) \
+    T( 192, 128, 4,    2,   64,  2,     1,             4,    2,   32,  2) \
+    T( 256, 256, 4,    1,   64,  1,     2,             4,    1,   32,  2)
+#endif
 
-/* Dynamic shared memory of a block, bytes: Q, two steps of K and V, a few numbers for each warp. */
-#define FLASH_FWD_SM80_SMEM(qk, v, warps, rows, keys) \
-    ((warps) * (rows) * 16 * (qk) * 2 + 2 * (keys) * ((qk) + (v)) * 2 + (2 + (warps)) * 16)
+/* Dynamic shared memory of a block, bytes: Q, the stages of K and V, a few numbers for each warp. */
+#define FLASH_FWD_SM80_SMEM(qk, v, warps, rows, keys, stages) \
+    ((warps) * (rows) * 16 * (qk) * 2 + (stages) * (keys) * ((qk) + (v)) * 2 + (2 + (warps)) * 16)
 
 /* The f32 kernel's tiles: head dims, rows and keys of a thread (block: 16 * rows queries, 16 * keys keys a step).
  * Larger dims leave less shared memory and fewer registers for rows. */
@@ -45,11 +48,17 @@ typedef struct flash_fwd_args {
     uint32_t group;             /* heads whose blocks run together, so that their K and V share the L2 cache */
 } flash_fwd_args;
 
-/* Heads whose K and V together fit a good half of the L2 cache; whole groups of query heads. */
-static inline int64_t attn_flash_group(const attn_problem *p, int64_t l2_bytes) {
+/* How many heads run side by side: K and V of a group fit a good half of the L2 cache; where rows differ in length, a
+ * group also fills the device (slots: blocks that run at once) four times, so that the last one ends evenly. Whole
+ * groups of query heads; all groups about the same size. */
+static inline int64_t attn_flash_group(const attn_problem *p, int64_t row_blocks, int64_t l2_bytes, int64_t slots) {
+    const int64_t heads = p->batch * p->q_heads, per_kv_head = p->q_heads / p->kv_heads;
     const int64_t bytes = (p->kv_len + 1) * (p->qk_dim + p->v_dim) * (p->dtype == ATTN_F32 ? 4 : 2);
-    const int64_t fit = l2_bytes * 5 / 8 / bytes, heads = p->batch * p->q_heads;
-    const int64_t group = (fit > 1 ? fit : 1) * (p->q_heads / p->kv_heads);
-    return group < heads ? group : heads;
+    const int uneven = p->causal || p->window_left >= 0 || p->window_right >= 0;
+    int64_t group = l2_bytes * 5 / 8 / bytes * per_kv_head;
+    if (uneven && group < 4 * slots / (row_blocks + 1)) group = 4 * slots / (row_blocks + 1);
+    if (group < 1) group = 1;
+    const int64_t groups = (heads + group - 1) / group, even = groups ? (heads + groups - 1) / groups : 1;
+    return (even + per_kv_head - 1) / per_kv_head * per_kv_head;
 }
 #endif

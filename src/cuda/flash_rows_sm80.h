@@ -12,7 +12,7 @@ static constexpr float log2_e = 1.4426950408889634f, ln_2 = 0.6931471805599453f;
 /* What a block knows about its rows, in tokens. It lives in shared memory: registers are for the tiles. */
 typedef struct block_rows {
     attn_sequence s;
-    int64_t h;
+    int64_t h, kv_head;
     float slope;
     int q_len, kv_len, q_rows;
     int block_row;
@@ -37,6 +37,7 @@ PTX_INLINE block_rows rows_of(const flash_fwd_args &a, int block_height) {
     block_rows rows;
     rows.s = attn_sequence_at(&a.p, &a.t, head / q_heads);
     rows.h = head % q_heads;
+    rows.kv_head = head % q_heads / (q_heads / (uint32_t)a.p.kv_heads);
     rows.slope = a.p.alibi ? attn_slope(&a.p, &a.t, head / q_heads, rows.h) : 0;
     rows.block_row = (int)(a.row_blocks - 1 - within / size) * block_height;
     rows.q_len = (int)rows.s.q_len, rows.kv_len = (int)rows.s.kv_len, rows.q_rows = (int)rows.s.q_rows;
@@ -104,7 +105,6 @@ PTX_INLINE float rich_score(const flash_fwd_args &a, const block_rows &rows, int
 
 template <int DTYPE, int KEYS, int RICH, int THREADS>
 PTX_INLINE void add_nonfinite(const flash_fwd_args &a, const block_rows &rows, int block_height) {
-    const int64_t kv_head = rows.h / (a.p.q_heads / a.p.kv_heads);
     const row_steps block = steps_of<KEYS>(rows, rows.block_row, rows.block_row + block_height - 1);
     const int last = min(rows.block_row + block_height, rows.q_len), end = min(block.high * KEYS, rows.kv_len);
 #pragma unroll 1
@@ -116,7 +116,7 @@ PTX_INLINE void add_nonfinite(const flash_fwd_args &a, const block_rows &rows, i
             for (int j = block.low * KEYS; j < end; j++) {
                 const int step = j / KEYS;
                 if (!has_holes<RICH>(a) && step >= block.full_low && step < block.full_high) continue;
-                const int64_t at = attn_kv_offset(&a.p, &rows.s, a.p.v_stride, j, kv_head) + d;
+                const int64_t at = attn_kv_offset(&a.p, &rows.s, a.p.v_stride, j, rows.kv_head) + d;
                 const float v = element<DTYPE>(a.t.v, at);
                 if (!isfinite(v) && sees<RICH>(a, rows, i, j)) sum += v;
             }
