@@ -1,17 +1,18 @@
-/* flash_fwd_f32_sm80.cu — flash attention in f32 on the CUDA cores: O and LSE, every option, for sm_80 and later.
- * The idea: a thread owns ROWS x KEYS scores and ROWS x v/16 outputs in registers, so that one 16-byte load from
- * shared memory feeds 10 to 16 multiply-adds. Lesson: learn/flash_attention/flash_v2.cu. */
+/* flash_fwd_f32_sm80.cu — flash attention in f32 on the CUDA cores: O and LSE, every option, for sm_80 and
+ * later. The idea: a thread owns ROWS x KEYS scores and ROWS x v/16 outputs in registers, so that one 16-byte
+ * load from shared memory feeds 10 to 16 multiply-adds. Lesson: learn/flash_attention/flash_v2.cu. */
 #include "flash_rows_sm80.h"
 #include <float.h>
 
-/* Threads of a half warp (16) own the same rows: row r of half h of warp w is 2 * ROWS * w + 2 * r + h, and key c of
- * lane x is x + 16 * c. Tile rows are padded by 16 bytes, so that neighbouring rows lie in different bank groups. */
+/* Threads of a half warp (16) own the same rows: row r of half h of warp w is 2 * ROWS * w + 2 * r + h, and
+ * key c of lane x is x + 16 * c. Tile rows are padded by 16 bytes, so that neighbouring rows lie in different
+ * bank groups. */
 enum { WARPS = 8, THREADS = 32 * WARPS };
 
 template <int DIM> PTX_INLINE constexpr int pitch() { return DIM + 4; }     /* floats */
 
-/* Rows first .. first + ROWS - 1 of Q, K or V; rows from `end` on and columns from `dim` on become zeros. A key whose
- * page id is out of range gets a K of NaN: the rows that see it become NaN. */
+/* Rows first .. first + ROWS - 1 of Q, K or V; rows from `end` on and columns from `dim` on become zeros. A
+ * key whose page id is out of range gets a K of NaN: the rows that see it become NaN. */
 enum { LOAD_Q, LOAD_K, LOAD_V };
 
 template <int DIM, int ROWS>
@@ -19,8 +20,9 @@ PTX_INLINE void load_tile(const flash_fwd_args &a, const block_rows &rows, float
                           attn_stride stride, int first, int end, int dim, int what) {
     const int64_t kv_head = rows.kv_head;
     if (a.vector && !rows.s.pages) {        /* rows a stride apart */
-        const float *start = (const float *)base + (what == LOAD_Q ? attn_q_offset(&rows.s, stride, first, rows.h)
-                                                    : attn_kv_offset(&a.p, &rows.s, stride, first, kv_head));
+        const float *start =
+            (const float *)base + (what == LOAD_Q ? attn_q_offset(&rows.s, stride, first, rows.h)
+                                                  : attn_kv_offset(&a.p, &rows.s, stride, first, kv_head));
 #pragma unroll 4
         for (int item = (int)threadIdx.x; item < ROWS * DIM / 4; item += THREADS) {
             const int row = item / (DIM / 4), d = item % (DIM / 4) * 4;
@@ -31,7 +33,8 @@ PTX_INLINE void load_tile(const flash_fwd_args &a, const block_rows &rows, float
     }
 #pragma unroll 1
     for (int item = (int)threadIdx.x; item < ROWS * DIM / 4; item += THREADS) {
-        const int i = first + item / (DIM / 4), d = item % (DIM / 4) * 4, count = i < end ? min(4, dim - d) : 0;
+        const int i = first + item / (DIM / 4), d = item % (DIM / 4) * 4,
+                  count = i < end ? min(4, dim - d) : 0;
         float *to = tile + item / (DIM / 4) * pitch<DIM>() + d;
         const float *from = (const float *)base;
         if (count > 0)
@@ -43,7 +46,8 @@ PTX_INLINE void load_tile(const flash_fwd_args &a, const block_rows &rows, float
             copy_async_16(smem_address(to), from, count > 0 ? 16 : 0);
         else
             for (int e = 0; e < 4; e++)
-                copy_async_4(smem_address(to + e), (const float *)(e < count ? from + e : base), e < count ? 4 : 0);
+                copy_async_4(smem_address(to + e), (const float *)(e < count ? from + e : base),
+                             e < count ? 4 : 0);
     }
 }
 
@@ -101,8 +105,8 @@ PTX_INLINE void accumulate(float4 (&o)[ROWS][DV / 64], const float *p_smem, cons
 
 /* Masks and options; scores come out in log2 units. */
 template <int ROWS, int KEYS>
-PTX_INLINE void finish_scores(float (&s)[ROWS][KEYS], const flash_fwd_args &a, const block_rows &rows, int first_row,
-                              int first_key) {
+PTX_INLINE void finish_scores(float (&s)[ROWS][KEYS], const flash_fwd_args &a, const block_rows &rows,
+                              int first_row, int first_key) {
 #pragma unroll
     for (int r = 0; r < ROWS; r++) {
         const int i = first_row + 2 * r;
@@ -118,8 +122,8 @@ PTX_INLINE void finish_scores(float (&s)[ROWS][KEYS], const flash_fwd_args &a, c
 
 /* Raise m, rescale l and o, turn scores into probabilities and put them into shared memory. */
 template <int DV, int ROWS, int KEYS>
-PTX_INLINE void softmax_step(float (&s)[ROWS][KEYS], float4 (&o)[ROWS][DV / 64], float (&l)[ROWS], float (&m)[ROWS],
-                             float *p_smem) {
+PTX_INLINE void softmax_step(float (&s)[ROWS][KEYS], float4 (&o)[ROWS][DV / 64], float (&l)[ROWS],
+                             float (&m)[ROWS], float *p_smem) {
 #pragma unroll
     for (int r = 0; r < ROWS; r++) {
         float top = s[r][0];
@@ -162,9 +166,11 @@ PTX_INLINE void store(const float4 (&o)[ROWS][DV / 64], const float (&l)[ROWS], 
         float sum = half_warp_sum(l[r]);
         if (i >= rows.q_len) sum = 0;
         if (i >= rows.q_rows) continue;
-        const float sink = a.p.has_sinks ? exp2f(a.t.sinks[rows.h] * log2_e - m[r]) : 0, inverse = 1 / (sum + sink);
+        const float sink = a.p.has_sinks ? exp2f(a.t.sinks[rows.h] * log2_e - m[r]) : 0,
+                    inverse = 1 / (sum + sink);
         if (a.t.lse && lane == 0)
-            a.t.lse[attn_lse_offset(&a.p, &rows.s, i, rows.h)] = sum == 0 ? -INFINITY : m[r] * ln_2 + logf(sum);
+            a.t.lse[attn_lse_offset(&a.p, &rows.s, i, rows.h)] =
+                sum == 0 ? -INFINITY : m[r] * ln_2 + logf(sum);
         float *to = (float *)a.t.o + attn_q_offset(&rows.s, a.p.o_stride, i, rows.h);
 #pragma unroll
         for (int c = 0; c < DV / 64; c++) {
@@ -206,7 +212,8 @@ template <int DK, int DV, int ROWS, int KEYS> PTX_INLINE void flash_fwd(const fl
     }
     load_tile<DK, height>(a, rows, q_smem, a.t.q, a.p.q_stride, rows.block_row, rows.q_len, qk_dim, LOAD_Q);
     if (block.low < block.high)
-        load_tile<DK, width>(a, rows, k_smem, a.t.k, a.p.k_stride, block.low * width, rows.kv_len, qk_dim, LOAD_K);
+        load_tile<DK, width>(a, rows, k_smem, a.t.k, a.p.k_stride, block.low * width, rows.kv_len, qk_dim,
+                             LOAD_K);
     copy_commit();
 #pragma unroll 1
     for (int t = block.low; t < block.high; t++) {
@@ -229,7 +236,8 @@ template <int DK, int DV, int ROWS, int KEYS> PTX_INLINE void flash_fwd(const fl
         copy_wait<0>();
         block_barrier();                    /* V and P are there; all are done with K */
         if (t + 1 < block.high)
-            load_tile<DK, width>(a, rows, k_smem, a.t.k, a.p.k_stride, (t + 1) * width, rows.kv_len, qk_dim, LOAD_K);
+            load_tile<DK, width>(a, rows, k_smem, a.t.k, a.p.k_stride, (t + 1) * width, rows.kv_len, qk_dim,
+                                 LOAD_K);
         copy_commit();
         if (partial) {
             if (clear_nonfinite<DV, width>(v_smem)) v_nonfinite = 1;
@@ -242,7 +250,9 @@ template <int DK, int DV, int ROWS, int KEYS> PTX_INLINE void flash_fwd(const fl
     if (v_nonfinite) add_nonfinite<PTX_F32, width, 1, THREADS>(a, rows, height);
 }
 
-#define TILE(qk, v, rows, keys) \
-    extern "C" __global__ void __launch_bounds__(THREADS, 1) \
-    flash_fwd_f32_sm80_##qk##_##v(const __grid_constant__ flash_fwd_args a) { flash_fwd<qk, v, rows, keys>(a); }
+#define TILE(qk, v, rows, keys)                                                                              \
+    extern "C" __global__ void __launch_bounds__(THREADS, 1)                                                 \
+        flash_fwd_f32_sm80_##qk##_##v(const __grid_constant__ flash_fwd_args a) {                            \
+        flash_fwd<qk, v, rows, keys>(a);                                                                     \
+    }
 FLASH_FWD_F32_SM80_TILES(TILE)

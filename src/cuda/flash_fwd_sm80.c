@@ -61,7 +61,8 @@ static attn_status prepare(attn_plan *plan) {
     attn_status status = attn_cuda_device_read(plan->cuda_device, &device);
     if (status) return status;
     plan->schedule[TILE_INDEX] = t - tiles;
-    plan->schedule[HAS_PLAIN] = is_plain(p) && t->plain.smem <= device.smem_per_block - 2048;   /* static part */
+    plan->schedule[HAS_PLAIN] =
+        is_plain(p) && t->plain.smem <= device.smem_per_block - 2048; /* static part */
     for (int slot = PLAIN; slot <= RICH; slot++) {
         const shape *s = slot == PLAIN ? &t->plain : &t->rich;
         plan->schedule[GROUP + slot] = attn_flash_group(p, row_blocks(p, s), device.l2_bytes,

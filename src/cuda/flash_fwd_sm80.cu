@@ -1,12 +1,12 @@
-/* flash_fwd_sm80.cu — FlashAttention-2 on mma.sync for f16 and bf16: O and LSE, tile by tile, for sm_80 and later.
- * The idea: a warp multiplies Q by the next step's K while the special function unit makes the probabilities of this
- * step, and finds the next maximum while it multiplies P by V. Lesson: learn/flash_attention/flash_mma.cu. */
+/* flash_fwd_sm80.cu — FlashAttention-2 on mma.sync for f16 and bf16: O and LSE, tile by tile, from sm_80 on.
+ * The idea: sums of Q K^T become the left factor of P V without leaving the registers; 16 keys of P are made
+ * while the 16 before meet V; O is rescaled only when it must be. learn/flash_attention/flash_mma.cu */
 #include "flash_fwd_sm80.h"
 #include "flash_rows_sm80.h"
 #include <float.h>
 
-/* The running maximum m of a row is only raised when it has grown by more than 2^8 (in log2 units): p <= 256 stays
- * exact enough in f16 and bf16, and almost no step needs to rescale O. Each row decides for itself. */
+/* The running maximum m of a row is only raised when it has grown by more than 2^8 (in log2 units): p <= 256
+ * stays exact enough in f16 and bf16, and almost no step needs to rescale O. Each row decides for itself. */
 static constexpr float max_growth = 8;
 
 PTX_INLINE row_steps load_steps(uint32_t from_smem) {
@@ -15,20 +15,21 @@ PTX_INLINE row_steps load_steps(uint32_t from_smem) {
     return row_steps{ (int)r[0], (int)r[1], (int)r[2], (int)r[3] };
 }
 
-/* ---- shared memory tiles: rows of DIM elements; 16-byte chunks are permuted so that 8 rows of a column of chunks lie
- * in 8 different bank groups ---- */
+/* ---- shared memory tiles: rows of DIM elements; 16-byte chunks are permuted so that 8 rows of a column of
+ * chunks lie in 8 different bank groups ---- */
 
 template <int DIM> PTX_INLINE uint32_t tile_offset(int row, int chunk) {
     const int mix = DIM % 64 == 0 ? row & 7 : row >> 1 & 3;
     return (uint32_t)(row * DIM * 2 + ((chunk ^ mix) << 4));
 }
-/* Address of 16-bit columns 16 * pair .. + 15 for a lane whose row and half `lane_smem` = tile_offset(row, half) names. */
+/* Address of 16-bit columns 16 * pair .. + 15 for a lane whose row and half `lane_smem` = tile_offset(row,
+ * half) names. */
 template <int DIM> PTX_INLINE uint32_t fragment(uint32_t lane_smem, int pair) {
     const int period = DIM % 64 == 0 ? 4 : 2;
     return (lane_smem ^ (uint32_t)(pair % period << 5)) + (uint32_t)(pair / period * period * 32);
 }
 
-/* Where this lane's rows of the fragments of K and of V begin in a tile: cheaper to find again than to keep. */
+/* Where this lane's rows of the fragments of K and of V begin in a tile: cheaper to find than to keep. */
 template <int DIM> PTX_INLINE uint32_t k_lane(void) {
     const int lane = recompute((int)threadIdx.x) % 32;
     return tile_offset<DIM>(lane % 8 + lane / 16 * 8, lane / 8 % 2);
@@ -60,23 +61,23 @@ PTX_INLINE void load_tile(uint32_t tile_smem, const uint16_t *from, int64_t stri
     }
 }
 
-/* The same row by row, for K and V in pages and for rows that can't be copied 16 bytes at a time. A key whose page id
- * is out of range gets a K of NaN: the rows that see it become NaN. */
+/* The same row by row, for K and V in pages and for rows that can't be copied 16 bytes at a time. A key whose
+ * page id is out of range gets a K of NaN: the rows that see it become NaN. */
 enum { LOAD_Q, LOAD_K, LOAD_V };
 
 template <int DTYPE, int DIM, int ROWS, int THREADS>
-PTX_INLINE void load_rows(const flash_fwd_args &a, const block_rows &rows, uint32_t tile_smem, const uint16_t *from,
-                          attn_stride stride, int first, int end, int dim, int what) {
+PTX_INLINE void load_rows(const flash_fwd_args &a, const block_rows &rows, uint32_t tile_smem,
+                          const uint16_t *from, attn_stride stride, int first, int end, int dim, int what) {
     const int chunks = DIM / 8, total = ROWS * chunks;
-    const int64_t kv_head = rows.kv_head;
 #pragma unroll 1
     for (int item = (int)threadIdx.x; item < total; item += THREADS) {
-        const int i = first + item / chunks, chunk = item % chunks, count = i < end ? min(8, dim - chunk * 8) : 0;
+        const int i = first + item / chunks, chunk = item % chunks,
+                  count = i < end ? min(8, dim - chunk * 8) : 0;
         const uint32_t to_smem = tile_smem + tile_offset<DIM>(item / chunks, chunk);
         const uint16_t *source = from;
         if (count > 0)
             source += chunk * 8 + (what == LOAD_Q ? attn_q_offset(&rows.s, stride, i, rows.h)
-                                                  : attn_kv_offset(&a.p, &rows.s, stride, i, kv_head));
+                                                  : attn_kv_offset(&a.p, &rows.s, stride, i, rows.kv_head));
         if (what == LOAD_K && count > 0 && !attn_page_valid(&a.p, &rows.s, i)) {
             const uint32_t nan[4] = { 0x7fff7fffu, 0x7fff7fffu, 0x7fff7fffu, 0x7fff7fffu };
             store_smem_16(to_smem, nan);
@@ -86,7 +87,8 @@ PTX_INLINE void load_rows(const flash_fwd_args &a, const block_rows &rows, uint3
             uint32_t r[4];
 #pragma unroll
             for (int n = 0; n < 4; n++)
-                r[n] = (2 * n < count ? source[2 * n] : 0u) | (2 * n + 1 < count ? source[2 * n + 1] : 0u) << 16;
+                r[n] = (2 * n < count ? source[2 * n] : 0u) |
+                       (2 * n + 1 < count ? source[2 * n + 1] : 0u) << 16;
             store_smem_16(to_smem, r);
         }
     }
@@ -94,15 +96,16 @@ PTX_INLINE void load_rows(const flash_fwd_args &a, const block_rows &rows, uint3
 
 /* Ask for K or V of a step; pointers_smem holds where the sequence's K and V begin. */
 template <int DTYPE, int DIM, int KEYS, int THREADS, int RICH>
-PTX_INLINE void request(const flash_fwd_args &a, const block_rows &rows, uint32_t tile_smem, uint32_t pointers_smem,
-                        int step, int kv_len, int what) {
+PTX_INLINE void request(const flash_fwd_args &a, const block_rows &rows, uint32_t tile_smem,
+                        uint32_t pointers_smem, int step, int kv_len, int what) {
     const attn_stride stride = what == LOAD_K ? a.p.k_stride : a.p.v_stride;
     const int first = step * KEYS, dim = (int)(what == LOAD_K ? a.p.qk_dim : a.p.v_dim);
     uint32_t at[4];
     load_smem_16(at, pointers_smem);
     const uint64_t address = what == LOAD_K ? (uint64_t)at[1] << 32 | at[0] : (uint64_t)at[3] << 32 | at[2];
     const uint16_t *from = (const uint16_t *)address;
-    if (RICH) load_rows<DTYPE, DIM, KEYS, THREADS>(a, rows, tile_smem, from, stride, first, kv_len, dim, what);
+    if (RICH)
+        load_rows<DTYPE, DIM, KEYS, THREADS>(a, rows, tile_smem, from, stride, first, kv_len, dim, what);
     else load_tile<DIM, KEYS, THREADS>(tile_smem, from + first * stride.seq, stride.seq, kv_len - first, dim);
 }
 
@@ -110,7 +113,8 @@ PTX_INLINE void request(const flash_fwd_args &a, const block_rows &rows, uint32_
 
 /* p = exp2(s * scale - m) of one 16 x 8 block, narrowed; l += p. */
 template <int DTYPE>
-PTX_INLINE void probabilities(uint32_t *p, float (&l)[2], const float (&s)[4], const float (&m)[2], float scale) {
+PTX_INLINE void probabilities(uint32_t *p, float (&l)[2], const float (&s)[4], const float (&m)[2],
+                              float scale) {
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         const float a = exp2_approx(fmaf(s[2 * half], scale, -m[half]));
@@ -121,7 +125,8 @@ PTX_INLINE void probabilities(uint32_t *p, float (&l)[2], const float (&s)[4], c
 }
 
 /* This thread's share of the row maxima. */
-template <int ROWS, int KEYS> PTX_INLINE void tops(float (&top)[ROWS][2], const float (&s)[ROWS][KEYS / 8][4]) {
+template <int ROWS, int KEYS>
+PTX_INLINE void tops(float (&top)[ROWS][2], const float (&s)[ROWS][KEYS / 8][4]) {
 #pragma unroll
     for (int r = 0; r < ROWS; r++)
 #pragma unroll
@@ -135,8 +140,8 @@ template <int ROWS, int KEYS> PTX_INLINE void tops(float (&top)[ROWS][2], const 
 
 /* Some row's maximum grew: raise m of the rows where it grew by more than max_growth, and rescale them. */
 template <int ROWS, int DV>
-PTX_INLINE void rescale(float (&o)[ROWS][DV / 8][4], float (&l)[ROWS][2], float (&m)[ROWS][2], float (&top)[ROWS][2],
-                        float scale) {
+PTX_INLINE void rescale(float (&o)[ROWS][DV / 8][4], float (&l)[ROWS][2], float (&m)[ROWS][2],
+                        float (&top)[ROWS][2], float scale) {
 #pragma unroll
     for (int r = 0; r < ROWS; r++)
 #pragma unroll
@@ -169,8 +174,10 @@ PTX_INLINE void scores(float (&s)[ROWS][KEYS / 8][4], uint32_t q_lane_smem, uint
     for (int d = 0; d < steps; d++)
 #pragma unroll
         for (int n = 0; n < columns; n++) {
-            const int now = (d * columns + n) % 2, next_d = n + 1 < columns ? d : d + 1, next_n = (n + 1) % columns;
-            if (next_d < steps) load_matrix_x4(b[1 - now], fragment<DK>(k_lane_smem, next_d) + next_n * 16 * DK * 2);
+            const int now = (d * columns + n) % 2, next_d = n + 1 < columns ? d : d + 1,
+                      next_n = (n + 1) % columns;
+            if (next_d < steps)
+                load_matrix_x4(b[1 - now], fragment<DK>(k_lane_smem, next_d) + next_n * 16 * DK * 2);
 #pragma unroll
             for (int r = 0; r < ROWS; r++)
                 if (n == 0 && d + 1 < steps)
@@ -185,20 +192,24 @@ PTX_INLINE void scores(float (&s)[ROWS][KEYS / 8][4], uint32_t q_lane_smem, uint
 
 /* o += P V with P = exp2(s * scale - m), made 16 keys ahead of its use. */
 template <int DTYPE, int DV, int ROWS, int KEYS>
-PTX_INLINE void accumulate(float (&o)[ROWS][DV / 8][4], float (&l)[ROWS][2], const float (&s)[ROWS][KEYS / 8][4],
-                           const float (&m)[ROWS][2], float scale, uint32_t v_smem) {
+PTX_INLINE void accumulate(float (&o)[ROWS][DV / 8][4], float (&l)[ROWS][2],
+                           const float (&s)[ROWS][KEYS / 8][4], const float (&m)[ROWS][2], float scale,
+                           uint32_t v_smem) {
     const int steps = KEYS / 16, columns = DV / 16, blocks = 2 * ROWS;
     uint32_t p[2][ROWS][4], b[2][4];
     load_matrix_x4_transposed(b[0], v_smem);
 #pragma unroll
     for (int block = 0; block < blocks; block++)
-        probabilities<DTYPE>(&p[0][block / 2][block % 2 * 2], l[block / 2], s[block / 2][block % 2], m[block / 2], scale);
+        probabilities<DTYPE>(&p[0][block / 2][block % 2 * 2], l[block / 2], s[block / 2][block % 2],
+                             m[block / 2], scale);
 #pragma unroll
     for (int j = 0; j < steps; j++)
 #pragma unroll
         for (int d = 0; d < columns; d++) {
-            const int now = (j * columns + d) % 2, next_j = d + 1 < columns ? j : j + 1, next_d = (d + 1) % columns;
-            if (next_j < steps) load_matrix_x4_transposed(b[1 - now], fragment<DV>(v_smem, next_d) + next_j * 16 * DV * 2);
+            const int now = (j * columns + d) % 2, next_j = d + 1 < columns ? j : j + 1,
+                      next_d = (d + 1) % columns;
+            if (next_j < steps)
+                load_matrix_x4_transposed(b[1 - now], fragment<DV>(v_smem, next_d) + next_j * 16 * DV * 2);
 #pragma unroll
             for (int r = 0; r < ROWS; r++) {
                 mma_16x8x16<DTYPE>(o[r][2 * d], p[j % 2][r], b[now][0], b[now][1]);
@@ -216,7 +227,8 @@ PTX_INLINE void accumulate(float (&o)[ROWS][DV / 8][4], float (&l)[ROWS][2], con
 /* ---- options on scores (rich) and masks ---- */
 
 template <int DTYPE, int ROWS, int KEYS, int RICH>
-PTX_INLINE void mask_scores(float (&x)[ROWS][KEYS / 8][4], const flash_fwd_args &a, const block_rows &rows, int first_key) {
+PTX_INLINE void mask_scores(float (&x)[ROWS][KEYS / 8][4], const flash_fwd_args &a, const block_rows &rows,
+                            int first_key) {
     const int thread = recompute((int)threadIdx.x), lane = thread % 32;
     const int first_row = rows.block_row + thread / 32 * ROWS * 16;
 #pragma unroll
@@ -237,9 +249,9 @@ PTX_INLINE void mask_scores(float (&x)[ROWS][KEYS / 8][4], const flash_fwd_args 
         }
 }
 
-/* ---- NaN and infinity in V. Where some row of the block doesn't see all keys of a step, p = 0 and 0 * NaN would leak:
- * such steps set the non-finite elements of their V tile to 0 first. If there were any, add_nonfinite puts them into
- * the finished rows that see them. ---- */
+/* ---- NaN and infinity in V. Where some row of the block doesn't see all keys of a step, p = 0 and 0 * NaN
+ * would leak: such steps set the non-finite elements of their V tile to 0 first. If there were any,
+ * add_nonfinite puts them into the finished rows that see them. ---- */
 
 /* Clear the non-finite elements of a tile. @return 1 if this thread found one. */
 template <int DTYPE, int DV, int KEYS, int THREADS> PTX_INLINE int clear_nonfinite(uint32_t tile_smem) {
@@ -279,7 +291,8 @@ PTX_INLINE void store(float (&o)[ROWS][DV / 8][4], float (&l)[ROWS][2], const fl
             const float sink = a.p.has_sinks ? exp2_approx(a.t.sinks[rows.h] * log2_e - m[r][half]) : 0;
             const float inverse = 1 / (sum + sink);
             if (a.t.lse && i < rows.q_rows && lane % 4 == 0)
-                a.t.lse[attn_lse_offset(&a.p, &rows.s, i, rows.h)] = sum == 0 ? -INFINITY : m[r][half] * ln_2 + logf(sum);
+                a.t.lse[attn_lse_offset(&a.p, &rows.s, i, rows.h)] =
+                    sum == 0 ? -INFINITY : m[r][half] * ln_2 + logf(sum);
 #pragma unroll
             for (int n = 0; n < DV / 8; n++) {
                 const float x = sum == 0 ? 0 : o[r][n][2 * half] * inverse;
@@ -290,7 +303,8 @@ PTX_INLINE void store(float (&o)[ROWS][DV / 8][4], float (&l)[ROWS][2], const fl
                     if (i < rows.q_rows && d < a.p.v_dim) to[0] = x;
                     if (i < rows.q_rows && d + 1 < a.p.v_dim) to[1] = y;
                 } else {
-                    store_smem_4(warp_smem + tile_offset<DV>(row, n) + 4 * (lane % 4), pack_halves<DTYPE>(x, y));
+                    store_smem_4(warp_smem + tile_offset<DV>(row, n) + 4 * (lane % 4),
+                                 pack_halves<DTYPE>(x, y));
                 }
             }
         }
@@ -302,7 +316,8 @@ PTX_INLINE void store(float (&o)[ROWS][DV / 8][4], float (&l)[ROWS][2], const fl
         if (first_row + row >= rows.q_rows || count <= 0) continue;
         uint32_t r[4];
         load_smem_16(r, warp_smem + tile_offset<DV>(row, chunk));
-        uint16_t *to = (uint16_t *)a.t.o + attn_q_offset(&rows.s, a.p.o_stride, first_row + row, rows.h) + chunk * 8;
+        uint16_t *to =
+            (uint16_t *)a.t.o + attn_q_offset(&rows.s, a.p.o_stride, first_row + row, rows.h) + chunk * 8;
         if (!RICH || a.vector) *(uint4 *)to = make_uint4(r[0], r[1], r[2], r[3]);
         else
 #pragma unroll
@@ -333,7 +348,7 @@ PTX_INLINE void flash_fwd(const flash_fwd_args &a) {
     if (block_row >= rows.q_rows) return;
 
     /* What the loop looks up rather than keep in registers. */
-    row_steps *steps = (row_steps *)(smem + steps_smem - q_smem);               /* of the block, of each warp */
+    row_steps *steps = (row_steps *)(smem + steps_smem - q_smem); /* of the block, of each warp */
     const uint16_t **kv = (const uint16_t **)(smem + pointers_smem - q_smem);   /* where K and V begin */
     const int low = steps_of<KEYS>(rows, block_row, block_row + block_height - 1).low;
     if (threadIdx.x < WARPS) {
@@ -341,14 +356,13 @@ PTX_INLINE void flash_fwd(const flash_fwd_args &a) {
         steps[1 + threadIdx.x] = steps_of<KEYS>(rows, first_row, first_row + warp_height - 1);
     }
     if (threadIdx.x == 0) {
-        const int64_t kv_head = rows.kv_head;
         const attn_stride ks = a.p.k_stride, vs = a.p.v_stride;
         steps[0] = steps_of<KEYS>(rows, block_row, block_row + block_height - 1);
         steps[0].low = rows.kv_len;                                             /* its low is known above */
         kv[0] = (const uint16_t *)a.t.k, kv[1] = (const uint16_t *)a.t.v;
         if (!RICH) {
-            kv[0] += rows.s.kv_batch * ks.batch + rows.s.kv_first * ks.seq + kv_head * ks.head;
-            kv[1] += rows.s.kv_batch * vs.batch + rows.s.kv_first * vs.seq + kv_head * vs.head;
+            kv[0] += rows.s.kv_batch * ks.batch + rows.s.kv_first * ks.seq + rows.kv_head * ks.head;
+            kv[1] += rows.s.kv_batch * vs.batch + rows.s.kv_first * vs.seq + rows.kv_head * vs.head;
         }
     }
     block_barrier();
@@ -358,7 +372,8 @@ PTX_INLINE void flash_fwd(const flash_fwd_args &a) {
         load_rows<DTYPE, DK, block_height, threads>(a, rows, q_smem, q, a.p.q_stride, block_row, rows.q_len,
                                                     (int)a.p.qk_dim, LOAD_Q);
     else
-        load_tile<DK, block_height, threads>(q_smem, q + attn_q_offset(&rows.s, a.p.q_stride, block_row, rows.h),
+        load_tile<DK, block_height, threads>(q_smem,
+                                             q + attn_q_offset(&rows.s, a.p.q_stride, block_row, rows.h),
                                              a.p.q_stride.seq, rows.q_len - block_row, (int)a.p.qk_dim);
     float o[ROWS][DV / 8][4], l[ROWS][2], m[ROWS][2];
 #pragma unroll
@@ -370,8 +385,8 @@ PTX_INLINE void flash_fwd(const flash_fwd_args &a) {
     }
     const uint32_t q_lane_smem = q_smem + threadIdx.x / 32 * warp_height * DK * 2 + v_lane<DK>();
 
-    /* Two stages: K and V of step t + 1 are requested at the start of step t. One stage: V of step t is, and K of t + 1
-     * once all warps are done with K of t. The first pass, t = low - 1, only requests. */
+    /* Two stages: K and V of step t + 1 are requested at the start of step t. One stage: V of step t is, and
+     * K of t + 1 once all warps are done with K of t. The first pass, t = low - 1, only requests. */
     uint32_t slot = 0;
 #pragma unroll 1
     for (int t = low - 1;; t++) {
@@ -382,15 +397,16 @@ PTX_INLINE void flash_fwd(const flash_fwd_args &a) {
         const row_steps w = load_steps(steps_smem + 16 + recompute((int)threadIdx.x) / 32 * 16);
         if (t >= b.high) break;
         if (STAGES == 2 && t + 1 < b.high) {
-            request<DTYPE, DK, KEYS, threads, RICH>(a, rows, k_smem + (slot ^ 1) * k_bytes, pointers_smem, t + 1, b.low,
-                                                    LOAD_K);
-            request<DTYPE, DV, KEYS, threads, RICH>(a, rows, v_smem + (slot ^ 1) * v_bytes, pointers_smem, t + 1, b.low,
-                                                    LOAD_V);
+            request<DTYPE, DK, KEYS, threads, RICH>(a, rows, k_smem + (slot ^ 1) * k_bytes, pointers_smem,
+                                                    t + 1, b.low, LOAD_K);
+            request<DTYPE, DV, KEYS, threads, RICH>(a, rows, v_smem + (slot ^ 1) * v_bytes, pointers_smem,
+                                                    t + 1, b.low, LOAD_V);
         }
         if (STAGES == 1 && t >= low)
             request<DTYPE, DV, KEYS, threads, RICH>(a, rows, v_smem, pointers_smem, t, b.low, LOAD_V);
         copy_commit();                      /* Q belongs to the first group */
-        const bool active = t >= max(w.low, low) && t < w.high, partial = RICH || t < w.full_low || t >= w.full_high;
+        const bool active = t >= max(w.low, low) && t < w.high,
+                   partial = RICH || t < w.full_low || t >= w.full_high;
         const bool clear = t >= low && (t < b.full_low || t >= b.full_high || has_holes<RICH>(a));
         if (STAGES == 2 && __builtin_expect(clear, 0)) {
             if (clear_nonfinite<DTYPE, DV, KEYS, threads>(v_smem + slot * v_bytes)) v_nonfinite = 1;
@@ -423,19 +439,24 @@ PTX_INLINE void flash_fwd(const flash_fwd_args &a) {
             }
         }
         if (STAGES == 2 || active)
-            accumulate<DTYPE, DV, ROWS, KEYS>(o, l, s, m, a.scale_log2, v_smem + slot * v_bytes + v_lane<DV>());
+            accumulate<DTYPE, DV, ROWS, KEYS>(o, l, s, m, a.scale_log2,
+                                              v_smem + slot * v_bytes + v_lane<DV>());
     }
     store<DTYPE, DV, ROWS, RICH>(o, l, m, a, rows, q_smem, warp_height * DK * 2);
     block_barrier();
     if (v_nonfinite) add_nonfinite<DTYPE, KEYS, RICH, threads>(a, rows, block_height);
 }
 
-#define ENTRY(name, dtype, rich, qk, v, warps, rows, keys, stages, blocks) \
-    extern "C" __global__ void __launch_bounds__(warps * 32, blocks) \
-    name(const __grid_constant__ flash_fwd_args a) { flash_fwd<dtype, qk, v, warps, rows, keys, stages, rich>(a); }
-#define TILE(qk, v, warps, rows, keys, stages, blocks, rich_warps, rich_rows, rich_keys, rich_blocks) \
-    ENTRY(flash_fwd_sm80_bf16_##qk##_##v, PTX_BF16, 0, qk, v, warps, rows, keys, stages, blocks) \
-    ENTRY(flash_fwd_sm80_f16_##qk##_##v, PTX_F16, 0, qk, v, warps, rows, keys, stages, blocks) \
-    ENTRY(flash_fwd_sm80_bf16_##qk##_##v##_rich, PTX_BF16, 1, qk, v, rich_warps, rich_rows, rich_keys, 2, rich_blocks) \
-    ENTRY(flash_fwd_sm80_f16_##qk##_##v##_rich, PTX_F16, 1, qk, v, rich_warps, rich_rows, rich_keys, 2, rich_blocks)
+#define ENTRY(name, dtype, rich, qk, v, warps, rows, keys, stages, blocks)                                   \
+    extern "C" __global__ void __launch_bounds__(warps * 32, blocks)                                         \
+        name(const __grid_constant__ flash_fwd_args a) {                                                     \
+        flash_fwd<dtype, qk, v, warps, rows, keys, stages, rich>(a);                                         \
+    }
+#define TILE(qk, v, warps, rows, keys, stages, blocks, rich_warps, rich_rows, rich_keys, rich_blocks)        \
+    ENTRY(flash_fwd_sm80_bf16_##qk##_##v, PTX_BF16, 0, qk, v, warps, rows, keys, stages, blocks)             \
+    ENTRY(flash_fwd_sm80_f16_##qk##_##v, PTX_F16, 0, qk, v, warps, rows, keys, stages, blocks)               \
+    ENTRY(flash_fwd_sm80_bf16_##qk##_##v##_rich, PTX_BF16, 1, qk, v, rich_warps, rich_rows, rich_keys, 2,    \
+          rich_blocks)                                                                                       \
+    ENTRY(flash_fwd_sm80_f16_##qk##_##v##_rich, PTX_F16, 1, qk, v, rich_warps, rich_rows, rich_keys, 2,      \
+          rich_blocks)
 FLASH_FWD_SM80_TILES(TILE)

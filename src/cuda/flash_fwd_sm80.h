@@ -1,5 +1,5 @@
-/* flash_fwd_sm80.h — what flash_fwd_sm80.cu and its record in flash_fwd_sm80.c share: the tile table and the kernel's
- * parameter block. */
+/* flash_fwd_sm80.h — what flash_fwd_sm80.cu and its record in flash_fwd_sm80.c share: the tile table and the
+ * kernel's parameter block. */
 #ifndef ATTN_FLASH_FWD_SM80_H
 #define ATTN_FLASH_FWD_SM80_H
 #include "attn/attn.h"
@@ -10,10 +10,11 @@
  *   keys        keys of a step
  *   stages      steps of K and V in shared memory
  *   blocks      blocks that share a multiprocessor (sets the register limit)
- * and the same for the rich entry, which changes scores and loads row by row. Reasons (H100, bench/notes/cuda-sm80.md):
- * two row tiles a warp, because each fragment of K and V then feeds twice the mma; as many keys as the registers hold,
- * because an mma that continues a sum waits for the one 16 before; at v 256 O takes the registers of the second row
- * tile. The rich entries are smaller: options need registers, and a device with 100 KB a block must hold them. */
+ * and the same for the rich entry, which changes scores and loads row by row. Reasons (H100,
+ * bench/notes/cuda-sm80.md): two row tiles a warp, because each fragment of K and V then feeds twice the mma;
+ * as many keys as the registers hold, because an mma that continues a sum waits for the one 16 before; at v
+ * 256 O takes the registers of the second row tile. The rich entries are smaller: options need registers, and
+ * a device with 100 KB a block must hold them. */
 #ifndef FLASH_FWD_SM80_TILES
 #define FLASH_FWD_SM80_TILES(T) \
     /*  qk   v   warps rows keys stages blocks   rich: warps rows keys blocks */ \
@@ -28,8 +29,8 @@
 #define FLASH_FWD_SM80_SMEM(qk, v, warps, rows, keys, stages) \
     ((warps) * (rows) * 16 * (qk) * 2 + (stages) * (keys) * ((qk) + (v)) * 2 + (2 + (warps)) * 16)
 
-/* The f32 kernel's tiles: head dims, rows and keys of a thread (block: 16 * rows queries, 16 * keys keys a step).
- * Larger dims leave less shared memory and fewer registers for rows. */
+/* The f32 kernel's tiles: head dims, rows and keys of a thread (block: 16 * rows queries, 16 * keys keys a
+ * step). Larger dims leave less shared memory and fewer registers for rows. */
 #define FLASH_FWD_F32_SM80_TILES(T) \
     /*  qk   v   rows keys */ \
     T(  64,  64, 8,   4) \
@@ -41,17 +42,18 @@
 typedef struct flash_fwd_args {
     attn_problem p;
     attn_tensors t;
-    float    scale_log2;        /* log2(e) * scale; where options change the scores: 1, or 0 in the f32 kernel */
+    float scale_log2; /* log2(e) * scale; where options change the scores: 1, or 0 in the f32 kernel */
     int32_t  vector;            /* 1: rows of Q, K, V, O can be copied 16 bytes at a time */
     uint32_t row_blocks;        /* blocks along a sequence's queries */
     uint32_t heads;             /* batch * q_heads */
-    uint32_t group;             /* heads whose blocks run together, so that their K and V share the L2 cache */
+    uint32_t group; /* heads whose blocks run together, so that their K and V share the L2 cache */
 } flash_fwd_args;
 
-/* How many heads run side by side: K and V of a group fit a good half of the L2 cache; where rows differ in length, a
- * group also fills the device (slots: blocks that run at once) four times, so that the last one ends evenly. Whole
- * groups of query heads; all groups about the same size. */
-static inline int64_t attn_flash_group(const attn_problem *p, int64_t row_blocks, int64_t l2_bytes, int64_t slots) {
+/* How many heads run side by side: K and V of a group fit a good half of the L2 cache; where rows differ in
+ * length, a group also fills the device (slots: blocks that run at once) four times, so that the last one
+ * ends evenly. Whole groups of query heads; all groups about the same size. */
+static inline int64_t attn_flash_group(const attn_problem *p, int64_t row_blocks, int64_t l2_bytes,
+                                       int64_t slots) {
     const int64_t heads = p->batch * p->q_heads, per_kv_head = p->q_heads / p->kv_heads;
     const int64_t bytes = (p->kv_len + 1) * (p->qk_dim + p->v_dim) * (p->dtype == ATTN_F32 ? 4 : 2);
     const int uneven = p->causal || p->window_left >= 0 || p->window_right >= 0;

@@ -1,5 +1,6 @@
-/* flash_rows_sm80.h — which rows a block computes, which keys they see, what options do to a score: shared by the
- * f16/bf16 and the f32 kernel. Positions (causal, window, lengths) are two offsets; the rest is looked up. */
+/* flash_rows_sm80.h — which rows a block computes, which keys they see, what options do to a score: shared by
+ * the f16/bf16 and the f32 kernel. Positions (causal, window, lengths) are two offsets; the rest is looked
+ * up. */
 #ifndef ATTN_FLASH_ROWS_SM80_H
 #define ATTN_FLASH_ROWS_SM80_H
 #include "../sequence.h"
@@ -16,7 +17,7 @@ typedef struct block_rows {
     float slope;
     int q_len, kv_len, q_rows;
     int block_row;
-    int low_offset, high_offset;    /* query i sees max(0, i + low_offset) <= j < min(kv_len, i + high_offset) */
+    int low_offset, high_offset; /* query i sees max(0, i + low_offset) <= j < min(kv_len, i + high_offset) */
 } block_rows;
 /* Steps that a warp or the block computes, low <= step < high, and those that all its rows see in full. */
 typedef struct row_steps { int low, high, full_low, full_high; } row_steps;
@@ -29,7 +30,8 @@ PTX_INLINE int clamp_offset(int64_t x) {
     return (int)(x < -limit ? -limit : x > limit ? limit : x);
 }
 
-/* Block blockIdx.x's rows: within a group of heads the longest first, so that the last blocks to run are short. */
+/* Block blockIdx.x's rows: within a group of heads the longest first, so that the last blocks to run are
+ * short. */
 PTX_INLINE block_rows rows_of(const flash_fwd_args &a, int block_height) {
     const uint32_t group_blocks = a.group * a.row_blocks, group = blockIdx.x / group_blocks;
     const uint32_t within = blockIdx.x % group_blocks, size = min(a.group, a.heads - group * a.group);
@@ -75,7 +77,9 @@ PTX_INLINE float bias_at(const flash_fwd_args &a, const block_rows &rows, int i,
 }
 
 /* Keys may be hidden anywhere. */
-template <int RICH> PTX_INLINE bool has_holes(const flash_fwd_args &a) { return RICH && (a.p.has_mask || a.p.bias_dtype); }
+template <int RICH> PTX_INLINE bool has_holes(const flash_fwd_args &a) {
+    return RICH && (a.p.has_mask || a.p.bias_dtype);
+}
 
 template <int RICH>
 PTX_INLINE bool sees(const flash_fwd_args &a, const block_rows &rows, int i, int j) {
@@ -92,21 +96,26 @@ PTX_INLINE float rich_score(const flash_fwd_args &a, const block_rows &rows, int
     if (a.p.softcap > 0) {
         const float y = x / a.p.softcap;
         if (DTYPE == PTX_F32) x = a.p.softcap * tanhf(y);
-        else x = isnan(x) ? x : a.p.softcap * (1 - 2 / (1 + exp2_approx(2 * log2_e * y)));   /* tanh, absolute 2^-22 */
+        else
+            x = isnan(x)
+                    ? x
+                    : a.p.softcap * (1 - 2 / (1 + exp2_approx(2 * log2_e * y))); /* tanh, absolute 2^-22 */
     }
     if (a.p.bias_dtype) x += bias_at(a, rows, i, j);
     if (a.p.alibi) x -= rows.slope * fabsf((float)(i + (int)rows.s.shift - j));
     return x * log2_e;
 }
 
-/* ---- NaN and infinity in V. Where some row of the block doesn't see all keys of a step, p = 0 and 0 * NaN would
- * leak: such steps clear the non-finite elements of their V tile first. If there were any, add_nonfinite puts them
- * into the finished rows that see them: O += v, over the keys of such steps. A thread owns columns of O. ---- */
+/* ---- NaN and infinity in V. Where some row of the block doesn't see all keys of a step, p = 0 and 0 * NaN
+ * would leak: such steps clear the non-finite elements of their V tile first. If there were any,
+ * add_nonfinite puts them into the finished rows that see them: O += v, over the keys of such steps. A thread
+ * owns columns of O. ---- */
 
 template <int DTYPE, int KEYS, int RICH, int THREADS>
 PTX_INLINE void add_nonfinite(const flash_fwd_args &a, const block_rows &rows, int block_height) {
     const row_steps block = steps_of<KEYS>(rows, rows.block_row, rows.block_row + block_height - 1);
-    const int last = min(rows.block_row + block_height, rows.q_len), end = min(block.high * KEYS, rows.kv_len);
+    const int last = min(rows.block_row + block_height, rows.q_len),
+              end = min(block.high * KEYS, rows.kv_len);
 #pragma unroll 1
     for (int i = rows.block_row; i < last; i++)
 #pragma unroll 1

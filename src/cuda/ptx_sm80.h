@@ -1,6 +1,7 @@
-/* ptx_sm80.h — every PTX instruction that the sm_80 class of kernels uses (A100 and later), one small wrapper each.
- * Side effects are explicit: what a wrapper reads and writes is in its parameters, or it says so.
- * Shared memory is addressed by its 32-bit address (smem_address); lanes are numbered 0 .. 31; a quad is 4 lanes. */
+/* ptx_sm80.h — every PTX instruction that the sm_80 class of kernels uses (A100 and later), one small wrapper
+ * each. Side effects are explicit: what a wrapper reads and writes is in its parameters, or it says so.
+ * Shared memory is addressed by its 32-bit address (smem_address); lanes are numbered 0 .. 31; a quad is 4
+ * lanes. */
 #ifndef ATTN_PTX_SM80_H
 #define ATTN_PTX_SM80_H
 #include <stdint.h>
@@ -16,7 +17,8 @@ PTX_INLINE uint32_t smem_address(const void *pointer) {
 
 /* ---- asynchronous copies, global to shared ---- */
 
-/* Copy 16 bytes past L1; bytes = 16, or 0 to write zeros without reading `from`. Both addresses 16-byte aligned. */
+/* Copy 16 bytes past L1; bytes = 16, or 0 to write zeros without reading `from`. Both addresses 16-byte
+ * aligned. */
 PTX_INLINE void copy_async_16(uint32_t to_smem, const void *from, uint32_t bytes) {
     asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;"
                  :: "r"(to_smem), "l"(__cvta_generic_to_global(from)), "r"(bytes) : "memory");
@@ -28,15 +30,17 @@ PTX_INLINE void copy_async_4(uint32_t to_smem, const void *from, uint32_t bytes)
 }
 /* Close this thread's group of copies. */
 PTX_INLINE void copy_commit(void) { asm volatile("cp.async.commit_group;" ::: "memory"); }
-/* Wait until at most PENDING of this thread's newest groups are under way. Others' copies need a barrier too. */
+/* Wait until at most PENDING of this thread's newest groups are under way. Others' copies need
+ * a barrier too. */
 template <int PENDING> PTX_INLINE void copy_wait(void) {
     asm volatile("cp.async.wait_group %0;" :: "n"(PENDING) : "memory");
 }
 
 /* ---- shared memory ---- */
 
-/* Four 8x8 matrices of 16-bit elements. Lane n supplies the address of row n % 8 of matrix n / 8 (16 bytes, aligned).
- * r[m]: of matrix m, row lane / 4, columns 2 * (lane % 4) and + 1 (low half first). Reads shared memory. */
+/* Four 8x8 matrices of 16-bit elements. Lane n supplies the address of row n % 8 of matrix n / 8 (16 bytes,
+ * aligned). r[m]: of matrix m, row lane / 4, columns 2 * (lane % 4) and + 1 (low half first). Reads shared
+ * memory. */
 PTX_INLINE void load_matrix_x4(uint32_t (&r)[4], uint32_t row_smem) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(row_smem) : "memory");
@@ -62,22 +66,25 @@ PTX_INLINE void store_smem_4(uint32_t to_smem, uint32_t x) {
 
 enum { PTX_F32 = 1, PTX_F16 = 2, PTX_BF16 = 3 };     /* the values of attn_dtype */
 
-/* c += a b for one warp: a is 16 x 16 (rows x k), b is 16 x 8 (k x columns), c is 16 x 8 in f32. With g = lane / 4 and
- * q = lane % 4:   a[r], half h: row g + 8 * (r & 1), k = 2 q + h + 8 * (r >> 1)
- *                 b0 | b1, half h: k = 2 q + h | + 8, column g
- *                 c[i]: row g + 8 * (i >> 1), column 2 q + (i & 1)
+/* c += a b for one warp: a is 16 x 16 (rows x k), b is 16 x 8 (k x columns), c is 16 x 8 in f32.
+ * With g = lane / 4 and q = lane % 4:
+ *     a[r], half h: row g + 8 * (r & 1), k = 2 q + h + 8 * (r >> 1)
+ *     b0 | b1, half h: k = 2 q + h | + 8, column g
+ *     c[i]: row g + 8 * (i >> 1), column 2 q + (i & 1)
  * so that the c of two neighbouring column blocks, narrowed, is the a of one 16-deep step. */
 template <int DTYPE> PTX_INLINE void mma_16x8x16(float (&c)[4], const uint32_t *a, uint32_t b0, uint32_t b1) {
     if (DTYPE == PTX_BF16)
-        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, "
+                     "%7}, {%8, %9}, "
                      "{%0, %1, %2, %3};"
                      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
                      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
     else
-        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-                     "{%0, %1, %2, %3};"
-                     : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+        asm volatile(
+            "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+            "{%0, %1, %2, %3};"
+            : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 /* Narrow two f32 to one register, round to nearest even: `low` in the low half. */
@@ -96,7 +103,11 @@ template <int DTYPE> PTX_INLINE float widen(uint16_t x) {
 }
 
 /* 2^x to about 2 ulp; subnormal results become 0. */
-PTX_INLINE float exp2_approx(float x) { float r; asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x)); return r; }
+PTX_INLINE float exp2_approx(float x) {
+    float r;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+    return r;
+}
 
 /* ---- lanes ---- */
 
@@ -122,7 +133,8 @@ PTX_INLINE float half_warp_sum(float x) {
 }
 /* 1 in every lane if any lane's x is not 0. */
 PTX_INLINE int warp_any(int x) { return __any_sync(0xffffffffu, x); }
-/* x, but hidden from the optimizer: what is computed from it is computed where it stands, not kept in registers. */
+/* x, but hidden from the optimizer: what is computed from it is computed where it stands, not kept in
+ * registers. */
 PTX_INLINE int recompute(int x) { asm volatile("" : "+r"(x)); return x; }
 
 /* Order shared-memory accesses among the lanes of a warp / the threads of a block. */
