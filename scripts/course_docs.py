@@ -146,6 +146,8 @@ def main():
                 path.write_text(text)
             else:
                 problems.append(f"{path.relative_to(ROOT)}: stale (scripts/course_docs.py --update)")
+    if (ROOT / "examples" / "first.c").read_text().rstrip() not in (ROOT / "README.md").read_text():
+        problems.append("README.md: its C example is not examples/first.c")
     for path in chapters:
         twin = CHINESE / path.name
         if not twin.exists():
