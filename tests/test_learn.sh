@@ -47,7 +47,7 @@ for file in "$source"/{flash_attention,flash_mla,triton_basics}/[a-z0-9]*.py; do
         skipped=$((skipped + 1))
         continue
     fi
-    verdict 0 "." "lesson $name" env TRITON_INTERPRET=1 PYTHONDONTWRITEBYTECODE=1 "$python" "$file"
+    verdict 0 "All of it holds" "lesson $name" env TRITON_INTERPRET=1 PYTHONDONTWRITEBYTECODE=1 "$python" "$file"
 done
 for file in "$source"/exercises/solutions/[0-9]*.cu; do
     name=$(basename "$file")
@@ -60,7 +60,7 @@ for file in "$source"/exercises/[0-9]*.py; do
     needs=numpy
     [ "${name:0:2}" -lt 10 ] && needs=triton,torch
     can_python $needs || { skipped=$((skipped + 1)); continue; }
-    verdict wrong "." "exercise $name with its hole" env PYTHON="$python" "$learn" check "${name:0:2}"
+    verdict wrong "NO " "exercise $name with its hole" env PYTHON="$python" "$learn" check "${name:0:2}"
     verdict 0 "All of it holds" "solution $name" env PYTHON="$python" "$learn" check "${name:0:2}" --my "$source/exercises/solutions/$name"
 done
 if can_python numpy; then      # a learner's Python function is judged like any kernel

@@ -4,6 +4,8 @@
 One idea: a token is stored as one small row, c (the latent) and r (a rotary part shared by all heads). Head h's key is
 [W_k[h] c, r], its value W_v[h] c. Expanding them is right and expensive. DeepSeek-V2 (2024).
 """
+import sys
+
 import numpy as np
 
 HEADS, NOPE, ROPE, LATENT, VALUE = 4, 16, 8, 32, 16        # small stand-ins for 128, 128, 64, 512, 128
@@ -41,9 +43,24 @@ def flops(tokens):
     return 2 * HEADS * tokens * (LATENT * (NOPE + VALUE) + NOPE + ROPE + VALUE)
 
 
-if __name__ == "__main__":
+def by_hand(q, cache, w_k, w_v, h):
+    """One head, one token at a time, nothing but the definition: what attention() must agree with."""
+    s = [(q[h, :NOPE] @ (w_k[h] @ t[:LATENT]) + q[h, NOPE:] @ t[LATENT:]) / (NOPE + ROPE) ** 0.5 for t in cache]
+    weights = [np.exp(x - max(s)) for x in s]
+    return sum(w * (w_v[h] @ t[:LATENT]) for w, t in zip(weights, cache)) / sum(weights)
+
+
+def main():
     w_k, w_v = model()
     q, cache = step(1, 50)
     print(f"naive MLA: {HEADS} heads, 50 tokens, cache of {cache.size} numbers; expanded keys and values: "
           f"{50 * HEADS * (NOPE + ROPE + VALUE)} numbers, {flops(50)} FLOP a step")
-    print("out[0, :3] =", np.round(attention(q, cache, w_k, w_v)[0, :3], 6))
+    out = attention(q, cache, w_k, w_v)
+    ok = all(bool((np.abs(out[h] - by_hand(q, cache, w_k, w_v, h)) <= 1e-12).all()) for h in range(HEADS))
+    print(f"  {'yes' if ok else 'NO '}  every head is what its own row-by-row computation gives")
+    print("\nAll of it holds." if ok else "\nFAILED: see the lines marked NO")
+    sys.exit(not ok)
+
+
+if __name__ == "__main__":
+    main()

@@ -16,10 +16,9 @@
 /* ---- qualifiers: blocks run one after another, so a block's shared memory can be one static object ---- */
 #define __global__
 #define __host__
-#define __device__ SIM_DEVICE_SECTION
-#define __constant__ static SIM_DEVICE_SECTION
+#define __device__
+#define __constant__ static
 #define __shared__ static
-#define SIM_DEVICE_SECTION
 #define __forceinline__ inline
 #define __restrict__ __restrict
 #define __launch_bounds__(...)
@@ -170,8 +169,10 @@ cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, cudaMemcpyKind 
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream = 0);
 cudaError_t cudaMemset(void *to, int value, size_t bytes);
 cudaError_t cudaMemsetAsync(void *to, int value, size_t bytes, cudaStream_t stream = 0);
+void sim_constant(const void *p, size_t bytes);
 template <class T> cudaError_t cudaMemcpyToSymbol(T &symbol, const void *from, size_t bytes) {
     memcpy((void *)&symbol, from, bytes);
+    sim_constant(&symbol, sizeof symbol);
     return cudaSuccess;
 }
 cudaError_t cudaStreamCreate(cudaStream_t *stream);

@@ -50,7 +50,6 @@ void sim_dynamic_begin(size_t bytes);
 void sim_mark_written(const void *p, size_t bytes);
 bool sim_is_device(const void *p, size_t bytes);
 bool sim_is_pinned(const void *p);
-void sim_constant(const void *p, size_t bytes);
 
 /* reports: at most a few of each kind, with file and line of the instruction */
 void sim_complain(const char *kind, const void *site, const char *format, ...) __attribute__((format(printf, 3, 4)));

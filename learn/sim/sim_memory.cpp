@@ -62,9 +62,9 @@ struct shadow {                      /* history of one 4-byte word */
     uint32_t launch, block;          /* of the last write */
     uint32_t write_epoch, write_warp_epoch, read_epoch, read_warp_epoch;
     int16_t writer, reader;          /* thread, -1 nobody; reader -2: several */
-    bool initialised, atomic, released;
+    bool initialised, atomic;
 };
-static const shadow untouched = { 0, 0, 0, 0, 0, 0, -1, -1, false, false, false };
+static const shadow untouched = { 0, 0, 0, 0, 0, 0, -1, -1, false, false };
 
 struct allocation {
     char *base;
@@ -286,7 +286,7 @@ static void between_blocks(shadow &w, bool store, bool atomic, const void *site)
             if (complaints["written by two blocks"] < 1)
                 sim_complain("written by two blocks", site, "block %u stores a word that block %u has stored already",
                              sim_now.number, w.block);
-        } else if (!store && !w.atomic && !(w.released && sim_now.acquired)) {
+        } else if (!store && !w.atomic && !sim_now.acquired) {
             sim_now.count->races++;
             sim_complain("race between blocks", site, "block %u reads what block %u wrote in the same launch",
                          sim_now.number, w.block);
@@ -299,7 +299,6 @@ static void between_blocks(shadow &w, bool store, bool atomic, const void *site)
     if (store) {
         w.launch = sim_now.launch;
         w.block = sim_now.number;
-        w.released = true;           /* holds if the block fences before its atomic; __threadfence is checked there */
     }
 }
 

@@ -45,9 +45,8 @@ static void sim_switch(void **save, void *load) {
     swapcontext(from, to);
 }
 static void *first_frame(char *stack, void (*entry)()) {
-    ucontext_t *c = &contexts[(stack - (char *)0) ? 0 : 0];
     static int next;
-    c = &contexts[1 + next++ % SIM_MAX_THREADS];
+    ucontext_t *c = &contexts[1 + next++ % SIM_MAX_THREADS];
     getcontext(c);
     c->uc_stack.ss_sp = stack;
     c->uc_stack.ss_size = SIM_STACK;
@@ -60,7 +59,6 @@ static sim_thread threads[SIM_MAX_THREADS];
 static void *scheduler;
 static int order[SIM_MAX_THREADS];
 static uint64_t slots[32][2][32];       /* [warp][parity][lane]: what a lane offers to a shuffle */
-static uint32_t parity[32];
 
 static void to_scheduler(sim_state state) {
     sim_thread *t = sim_now.current;
@@ -230,7 +228,6 @@ static void start_thread(int i, dim3 block) {
 
 static void run_block(dim3 block) {
     memset(sim_now.warp_epoch, 0, sizeof sim_now.warp_epoch);
-    memset(parity, 0, sizeof parity);
     sim_now.epoch = 0;
     sim_now.fenced = sim_now.acquired = false;
     barrier_votes = 0;
