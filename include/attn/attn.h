@@ -71,8 +71,8 @@ ATTN_API const char *attn_last_error(void);
 
 typedef enum attn_pass {
     ATTN_FORWARD   = 0, /* O and LSE */
-    ATTN_BACKWARD  = 1, /* reserved: planning it returns ATTN_UNSUPPORTED for now, as do the two below */
-    ATTN_KV_APPEND = 2,
+    ATTN_BACKWARD  = 1, /* reserved: planning it returns ATTN_UNSUPPORTED for now, as does ATTN_MERGE */
+    ATTN_KV_APPEND = 2, /* write new rows into the cache K, V; see "Cache append" below */
     ATTN_MERGE     = 3,
     ATTN_PASS_MAX_ENUM = 0x7fffffff
 } attn_pass;
@@ -156,6 +156,28 @@ typedef struct attn_problem {
     int32_t strict;                 /* 1: bits also independent of batch neighbours, thread count and
                                        split count                                                  */
     int32_t reserved;               /* 0 */
+
+    /* Cache append (pass ATTN_KV_APPEND; other passes don't look at this group, and it looks at no score field:
+       changing `pass` is enough to use one problem for both). K and V are the cache, kv_len its capacity in tokens
+       per sequence (paged: 0 = block_table_cols * page_size), contiguous or paged but not packed, by kv_batch_index
+       where given. New row i of sequence b goes to slot seqused_kv[b] + i (without has_seqused_kv: to slot i), its
+       position is that number too, padding on the left included. No two rows may go to the same slot. With v_in_k
+       (MLA) K alone is written. */
+    int64_t     new_len;            /* new rows per sequence, >= 0; the maximum where packed        */
+    int32_t     packed_new;         /* 1: k_new, v_new are [new_total, heads, dim] by cu_seqlens_new */
+    attn_dtype  new_dtype;          /* of k_new, v_new, q (the cache and q_out: dtype);  0 = dtype  */
+    int64_t     new_total;          /* rows of the packed k_new, v_new                              */
+    attn_stride k_new_stride, v_new_stride, q_out_stride; /* zero = dense                           */
+    int32_t     write_q;            /* 1: q_out = q, turned and converted; its rows as q's          */
+    int32_t     rotary_dim;         /* columns of a head that are turned, even;  0 = no rotary      */
+    int32_t     rotary_first;       /* the first of them (MLA: 512)                                 */
+    int32_t     rotary_interleaved; /* 1: pairs (0, 1), (2, 3) ...; 0: column c with c + rotary_dim / 2 */
+    int32_t     rotary_q_fixed;     /* 1: all rows of Q at the position of new row 0; 0: row i at that of row i */
+    int32_t     has_rotary_offsets; /* 1: rotary_offsets[b] is added to the sequence's positions    */
+    attn_dtype  rotary_dtype;       /* of the tables;                            0 = new_dtype      */
+    int32_t     reserved_append;    /* 0 */
+    int64_t     rotary_rows;        /* positions in the tables: 0 .. rotary_rows - 1                */
+    int64_t     rotary_stride;      /* elements between their rows;              0 = rotary_dim / 2 */
 } attn_problem;
 
 #ifdef __cplusplus
@@ -219,7 +241,8 @@ ATTN_API int attn_explain(const attn_problem *problem, const attn_options *optio
  * is fine, host memory is not), aligned to their element. A fast CUDA kernel may want 16 bytes for q, k, v, o, bias
  * and says so; reference_fwd_cuda takes any.
  * Only what the problem asks for is read; `lse` may be NULL where it isn't wanted. Inputs may alias each other,
- * outputs may not alias anything. Length arrays and tables are read when the run executes. */
+ * outputs may not alias anything, but q_out may be q itself (same dtype and strides). Length arrays and tables are
+ * read when the run executes. ATTN_KV_APPEND writes into the cache behind k and v: no byte but the new rows' own. */
 typedef struct attn_tensors {
     uint32_t       struct_size;     /* sizeof(attn_tensors); ATTN_TENSORS_INIT sets it */
     uint32_t       reserved;
@@ -239,6 +262,14 @@ typedef struct attn_tensors {
     const int32_t *leftpad_kv;      /* [batch] */
     const int32_t *kv_batch_index;  /* [batch] */
     const int32_t *block_table;     /* [batch, block_table_cols]; entries past a sequence's last page are never read */
+    /* ATTN_KV_APPEND */
+    const void    *k_new;           /* new_dtype [batch, new_len, kv_heads, qk_dim] */
+    const void    *v_new;           /* new_dtype [batch, new_len, kv_heads, v_dim ] */
+    void          *q_out;           /* dtype [batch, q_len, q_heads, qk_dim] */
+    const void    *rotary_cos, *rotary_sin; /* rotary_dtype [rotary_rows, rotary_dim / 2] */
+    const int32_t *rotary_offsets;  /* [batch] */
+    const int32_t *cu_seqlens_new;  /* [batch + 1], ascending from 0 */
+    int32_t       *seqused_kv_out;  /* [batch], or NULL: the lengths after the append, for the forward that follows */
 } attn_tensors;
 
 #ifdef __cplusplus
@@ -255,7 +286,8 @@ static inline attn_tensors attn_tensors_init() { attn_tensors x = {}; x.struct_s
  * On CUDA it returns once the work is queued, leaves the caller's context and device as they were, copies nothing,
  * waits for nothing, and may be captured into a graph, whose replays read the lengths and tables anew. There lengths
  * beyond the plan's maxima are cut to them, and a page id out of range never makes a kernel read outside the pool:
- * the rows concerned are unspecified (NaN from reference_fwd_cuda). options.checked makes either an error.
+ * the rows concerned are unspecified (NaN from reference_fwd_cuda); an append drops rows that have no slot in the
+ * cache, and takes the nearest position that the rotary tables have. options.checked makes each an error.
  * @return ATTN_OK; ATTN_INVALID (a needed pointer is NULL, misaligned or on another device; the default stream while
  *         another one is captured; CPU and checked plans: a length or page id out of range, outputs untouched);
  *         ATTN_DEVICE_ERROR (the message has the driver's name for it; a broken context stays broken). */

@@ -42,13 +42,20 @@ class Problem(c.Structure):
         + [(n, i64) for n in ("q_total", "kv_total", "kv_batch", "page_size", "pages", "block_table_cols",
                               "block_table_stride")]
         + [("strict", i32), ("reserved", i32)]
+        + [("new_len", i64), ("packed_new", i32), ("new_dtype", i32), ("new_total", i64)]
+        + [(n, Stride) for n in ("k_new_stride", "v_new_stride", "q_out_stride")]
+        + [(n, i32) for n in ("write_q", "rotary_dim", "rotary_first", "rotary_interleaved", "rotary_q_fixed",
+                              "has_rotary_offsets", "rotary_dtype", "reserved_append")]
+        + [("rotary_rows", i64), ("rotary_stride", i64)]
     )
 
 
 class Tensors(c.Structure):
     _fields_ = [("struct_size", c.c_uint32), ("reserved", c.c_uint32)] + [
         (n, ptr) for n in ("q", "k", "v", "o", "lse", "bias", "mask", "alibi_slopes", "sinks", "cu_seqlens_q",
-                           "cu_seqlens_kv", "seqused_q", "seqused_kv", "leftpad_kv", "kv_batch_index", "block_table")]
+                           "cu_seqlens_kv", "seqused_q", "seqused_kv", "leftpad_kv", "kv_batch_index", "block_table", "k_new", "v_new",
+                           "q_out", "rotary_cos", "rotary_sin", "rotary_offsets", "cu_seqlens_new",
+                           "seqused_kv_out")]
 
 
 class Options(c.Structure):
