@@ -53,7 +53,7 @@ static int add_kernels(contender_list *list, const char *pattern, attn_device de
 }
 
 static int add_plugin(contender_list *list, const char *path, attn_device device) {
-    plugin *p = plugin_build(path);
+    plugin *p = plugin_build(path, device == ATTN_CPU);
     contender *c = p ? append(list) : NULL;
     if (!c) return out_of_memory();
     c->kind = CONTENDER_PLUGIN;

@@ -111,20 +111,28 @@ static const char *python_source(const char *script, char *source, char *names, 
     return source;
 }
 
-static void compile(plugin *p) {
-    char include[PATH_MAX], flags[1024], compiler[256], extra[512], served[PATH_MAX], names[2][PATH_MAX + 32];
+static void compile(plugin *p, int simulate) {
+    char include[PATH_MAX], flags[1024], compiler[PATH_MAX], extra[512], served[PATH_MAX], names[2][PATH_MAX + 32];
     const char *cc = getenv(ends_with(p->path, ".cu") ? "NVCC" : "CC"), *more = getenv("ATTN_PLUGIN_FLAGS");
     const int cuda = ends_with(p->path, ".cu");
     if (!find_include(include, sizeof include)) {
         snprintf(p->error, sizeof p->error, "attn/attn_plugin.h not found: set ATTN_INCLUDE to its include folder");
         return;
     }
-    snprintf(compiler, sizeof compiler, "%s", cc && *cc ? cc : cuda ? "nvcc" : "cc");
-    snprintf(flags, sizeof flags, "%s",
-             cuda ? "-O3 -arch=native -Xcompiler -fPIC -shared" : "-O3 -march=native -fPIC -shared");
+    simulate = simulate && cuda;
+    if (simulate && cli_locate("learn/sim/simulate.sh", compiler, sizeof compiler)) {
+        snprintf(p->error, sizeof p->error, "learn/sim/simulate.sh, which runs CUDA on the CPU, was not found: "
+                 "--backend cuda runs it on a GPU");
+        return;
+    }
+    if (!simulate) snprintf(compiler, sizeof compiler, "%s", cc && *cc ? cc : cuda ? "nvcc" : "cc");
+    snprintf(flags, sizeof flags, "%s", simulate ? "-shared" : cuda ? "-O3 -arch=native -Xcompiler -fPIC -shared" :
+             "-O3 -march=native -fPIC -shared");
     snprintf(extra, sizeof extra, "%s", more ? more : "");
     char *words[WORDS];
-    int n = add_words(words, 0, compiler);
+    int n = 1;
+    if (simulate) words[0] = compiler;          /* a path, which may hold blanks */
+    else n = add_words(words, 0, compiler);
     n = add_words(words, n, flags);
     n = add_words(words, n, extra);
     const int python = ends_with(p->path, ".py");
@@ -153,7 +161,7 @@ static void compile(plugin *p) {
     snprintf(p->error, sizeof p->error, "does not compile: %s", *line ? line : "the compiler failed without a word");
 }
 
-plugin *plugin_build(const char *path) {
+plugin *plugin_build(const char *path, int simulate) {
     plugin *p = calloc(1, sizeof *p);
     if (!p) return NULL;
     if (!realpath(path, p->path)) {
@@ -175,7 +183,7 @@ plugin *plugin_build(const char *path) {
         return p;
     }
     snprintf(p->library, sizeof p->library, "%s/plugin.so", p->folder);
-    compile(p);
+    compile(p, simulate);
     return p;
 }
 

@@ -91,12 +91,6 @@ static int have_gpu(void) {
 
 /* ---- building ---- */
 
-static int newer(const char *a, const char *b) {
-    struct stat sa, sb;
-    if (stat(b, &sb)) return 1;
-    return stat(a, &sa) || sa.st_mtime > sb.st_mtime;
-}
-
 static int compile(char *const *words, const char *output, const char *what) {
     const int code = run_words(words, output, NULL, COMPILE_SECONDS);
     if (code == 127) fprintf(stderr, "learn: %s is missing (learn doctor says what to install)\n", words[0]);
@@ -105,50 +99,17 @@ static int compile(char *const *words, const char *output, const char *what) {
     return code;
 }
 
-/* The simulator's own objects and the translator, made once. */
-static int build_simulator(const char *build) {
-    static const char *const parts[] = { "sim_threads", "sim_memory", "sim_host" };
-    char source[PATH], object[PATH], header[PATH];
-    join(source, "%s/sim/cu2cpp.c", learn_folder());
-    join(object, "%s/cu2cpp", build);
-    if (newer(source, object) && compile((char *[]){ "cc", "-std=c11", "-O1", source, "-o", object, NULL }, NULL, source))
-        return 1;
-    for (int i = 0; i < 3; i++) {
-        join(source, "%s/sim/%s.cpp", learn_folder(), parts[i]);
-        join(object, "%s/%s.o", build, parts[i]);
-        join(header, "%s/sim/cuda_runtime.h", learn_folder());
-        if (!newer(source, object) && !newer(header, object)) continue;
-        if (compile((char *[]){ "g++", "-std=c++17", "-O2", "-c", source, "-o", object, NULL }, NULL, source)) return 1;
-    }
-    return 0;
-}
-
 static const char *base_name(const char *path) {
     const char *slash = strrchr(path, '/');
     return slash ? slash + 1 : path;
 }
 
-/* Loads and stores stay as written (no vectoriser, no merging): what is counted is what the source says. */
-static int build_simulated(const char *file, const char *build, const char *program) {
-    char translated[PATH], object[PATH], translator[PATH], include[PATH], beside[PATH], basics[PATH];
-    char parts[3][PATH];
-    if (build_simulator(build)) return 1;
-    join(translator, "%s/cu2cpp", build);
-    join(translated, "%s/%s", build, base_name(file));
-    join(object, "%s.o", program);
-    join(include, "-I%s/sim", learn_folder());
-    join(basics, "-I%s/cuda_basics", learn_folder());
-    join(beside, "-I%.*s", (int)(base_name(file) - file), base_name(file) == file ? "./" : file);
-    if (base_name(file) == file) join(beside, "-I.");
-    if (compile((char *[]){ translator, (char *)file, NULL }, translated, file)) return 1;
-    if (compile((char *[]){ "g++", "-std=c++17", "-x", "c++", "-O1", "-g", "-w", "-fno-tree-vectorize", "-fno-tree-sra",
-                            "-fno-store-merging", "-fno-tree-forwprop", "-fsanitize=thread", "-c", include, beside, basics,
-                            translated, "-o", object, NULL }, NULL, file))
-        return 1;
-    static const char *const names[] = { "sim_threads", "sim_memory", "sim_host" };
-    for (int i = 0; i < 3; i++) join(parts[i], "%s/%s.o", build, names[i]);
-    return compile((char *[]){ "g++", "-no-pie", object, parts[0], parts[1], parts[2], "-o", (char *)program, NULL }, NULL,
-                   file);
+/* form: "-lesson" for plug-in kernels, whose program comes with the simulator; "-program" for the others. */
+static int build_simulated(const char *file, const char *form, const char *build, const char *program) {
+    char script[PATH];
+    join(script, "%s/sim/simulate.sh", learn_folder());
+    setenv("LEARN_BUILD", build, 1);
+    return compile((char *[]){ "bash", script, (char *)form, "-o", (char *)program, (char *)file, NULL }, NULL, file);
 }
 
 static int build_for_gpu(const char *file, const char *program) {
@@ -167,23 +128,41 @@ static int explain_exit(int code, const char *file) {
     return code;
 }
 
+/* What a plug-in's rows say it moved, for the quiz: far_bytes of the benchmark's JSON. */
+static void keep_far_bytes(const char *json, const char *facts) {
+    char text[1 << 16];
+    FILE *file = fopen(json, "rb");
+    const size_t n = file ? fread(text, 1, sizeof text - 1, file) : 0;
+    if (file) fclose(file);
+    text[n] = 0;
+    const char *at = strstr(text, "\"far_bytes\":");
+    if (at && (file = fopen(facts, "a"))) {
+        fprintf(file, "far MB\t%.9g\n", strtod(at + strlen("\"far_bytes\":"), NULL) * 1e-6);
+        fclose(file);
+    }
+}
+
 /* Plug-in kernels are judged by the attn command that lies beside this program. */
-static int run_attn(const char *file, int cuda, int judge_only) {
-    char attn[PATH];
+static int run_attn(const learn_lesson *lesson, const char *file, int judge_only, const char *facts) {
+    char attn[PATH], json[PATH];
     const ssize_t n = readlink("/proc/self/exe", attn, PATH - 8);
     if (n <= 0) return 127;
     attn[n] = 0;
     strcpy(strrchr(attn, '/') + 1, "attn");
+    const int cuda = lesson->kind == CUDA_KERNEL, tensor_cores = strstr(lesson->path, "mma") || strstr(lesson->path, "cute");
+    char *const type = tensor_cores ? "bf16" : "f32", *const device = cuda ? "cuda" : "cpu";
     char *const judge[WORDS] = { attn, "check", "--kernel", (char *)file, "--b", "2", "--hq", "4", "--hkv", "2", "--sq",
-                                 "65,33", "--sk", "130", "--d", "40", "--dtype", "f32", "--causal",
-                                 cuda ? "--backend" : NULL, "cuda", NULL };
+                                 "65,33", "--sk", "130", "--d", "40", "--dtype", type, "--causal", "--backend", device, NULL };
     if (judge_only) return explain_exit(run_words(judge, NULL, NULL, RUN_SECONDS), file);
+    join(json, "%s.json", facts);
     char *const words[WORDS] = { attn, "bench", "--kernel", (char *)file, "--b", "1", "--hq", "4", "--sq", "1024", "--d", "64",
-                                 "--dtype", "f32", cuda ? "--backend" : NULL, "cuda", NULL };
-    return explain_exit(run_words(words, NULL, NULL, RUN_SECONDS), file);
+                                 "--dtype", type, "--backend", device, facts ? "--json" : NULL, json, NULL };
+    const int code = explain_exit(run_words(words, NULL, NULL, RUN_SECONDS), file);
+    if (facts) keep_far_bytes(json, facts);
+    return code;
 }
 
-static int run_python(const char *file, int lesson_number) {
+static int run_python(const char *file, int lesson_number, const char *facts) {
     const char *python = getenv("PYTHON") ? getenv("PYTHON") : "python3";
     if (!getenv("TRITON_INTERPRET") && !have_gpu()) setenv("TRITON_INTERPRET", "1", 1);
     char path[3 * PATH];         /* exercises import the lessons that they change */
@@ -191,7 +170,7 @@ static int run_python(const char *file, int lesson_number) {
     if (!strstr(file, "triton_basics") && lesson_number > 9)
         snprintf(path, sizeof path, "%s/%s", learn_folder(), lesson_number < 19 ? "flash_attention" : "flash_mla");
     setenv("PYTHONPATH", path, 1);
-    return explain_exit(run_words((char *[]){ (char *)python, (char *)file, NULL }, NULL, NULL, RUN_SECONDS), file);
+    return explain_exit(run_words((char *[]){ (char *)python, (char *)file, NULL }, NULL, facts, RUN_SECONDS), file);
 }
 
 int learn_execute(const learn_lesson *lesson, const char *given, learn_where where, const char *facts) {
@@ -202,18 +181,22 @@ int learn_execute(const learn_lesson *lesson, const char *given, learn_where whe
         fprintf(stderr, "learn: %s: %s\n", file, strerror(errno));
         return 2;
     }
-    if (lesson->kind == PYTHON_PROGRAM) return run_python(file, atoi(lesson->number));
-    if (lesson->kind == C_KERNEL || lesson->kind == CUDA_KERNEL) return run_attn(file, lesson->kind == CUDA_KERNEL, given != NULL);
+    if (lesson->kind == PYTHON_PROGRAM) return run_python(file, atoi(lesson->number), facts);
+    const int simulated = where == LEARN_SIMULATOR || (where == LEARN_ANYWHERE && !have_gpu());
+    if (lesson->kind == C_KERNEL || (lesson->kind == CUDA_KERNEL && !simulated))
+        return run_attn(lesson, file, given != NULL, facts);
     const char *build = learn_build_folder();
     if (!make_folders(build)) return 1;
     join(program, "%s/%s", build, base_name(file));
     char *dot = strrchr(program, '.');
     if (dot) *dot = 0;
     if (lesson->kind == C_PROGRAM) {
-        if (compile((char *[]){ "cc", "-std=c11", "-O3", "-march=native", file, "-o", program, "-lm", NULL }, NULL, file))
+        char beside[PATH];       /* exercises share the lesson's header */
+        join(beside, "-I%s/%.*s", learn_folder(), (int)(base_name(lesson->path) - lesson->path), lesson->path);
+        if (compile((char *[]){ "cc", "-std=c11", "-O3", "-march=native", beside, file, "-o", program, "-lm", NULL }, NULL, file))
             return 1;
-    } else if (where == LEARN_SIMULATOR || (where == LEARN_ANYWHERE && !have_gpu())) {
-        if (build_simulated(file, build, program)) return 1;
+    } else if (simulated) {
+        if (build_simulated(file, lesson->kind == CUDA_KERNEL ? "-lesson" : "-program", build, program)) return 1;
     } else if (build_for_gpu(file, program)) {
         return 1;
     }

@@ -31,6 +31,14 @@ for number in $("$learn" list | sed -n 's/^  \([0-9][0-9]\) .*cuda_basics.*/\1/p
     done
     verdict wrong "NO " "exercise $number with its holes" "$learn" check "$number" --sim
 done
+for number in $("$learn" list | sed -n 's/^  \([0-9][0-9]\) .*flash_attention.*\.cu.*/\1/p'); do      # plug-in kernels
+    verdict 0 "All of it holds" "lesson $number" "$learn" run "$number" --sim
+    for order in reverse 12345; do
+        verdict 0 "All of it holds" "lesson $number, threads in order $order" env SIM_ORDER=$order "$learn" run "$number" --sim
+    done
+done
+verdict 0 "ok" "attn check of a .cu file without a GPU" "$build/attn" check --kernel "$source/flash_attention/flash_v2.cu" \
+    --hq 2 --hkv 1 --sq 33,65 --sk 40 --d 8 --causal
 for number in $("$learn" list | sed -n 's/^  \([0-9][0-9]\) .*\(flash_mla\|flash_v2_backward\).*\.c.*/\1/p'); do
     verdict 0 "All of it holds" "lesson $number" "$learn" run "$number"
 done

@@ -85,12 +85,14 @@ __device__ void accumulate(const tile &t, part &r) {
 
 /* o is kept divided by l, so that device memory always holds the answer for the keys met so far. */
 __device__ void load_state(tile &t, part &r, const attn_problem &p, const float *o, const float *m, const float *l) {
-    if (threadIdx.x < t.rows) t.m[threadIdx.x] = m[threadIdx.x], t.l[threadIdx.x] = l[threadIdx.x];
+    const int mine = threadIdx.x;
+    if (mine < ROWS) t.m[mine] = mine < t.rows ? m[mine] : -INFINITY, t.l[mine] = mine < t.rows ? l[mine] : 0;
+    __syncthreads();
     for (int i = 0; i < 4; i++)
 #pragma unroll
         for (int c = 0; c < PARTS; c++) {
             const int row = r.y + 16 * i, x = r.x + 16 * c;
-            r.o[i][c] = row < t.rows && x < t.dv && l[row] != 0 ? o[row * p.o_stride.seq + x] * l[row] : 0;
+            r.o[i][c] = row < t.rows && x < t.dv && t.l[row] != 0 ? o[row * p.o_stride.seq + x] * t.l[row] : 0;
         }
 }
 
@@ -150,16 +152,17 @@ static int64_t workspace(const attn_problem *p) { return 8 * p->batch * p->q_hea
 static attn_traffic moved;
 static void traffic(attn_traffic *out) { *out = moved; }
 
-static void count(const attn_problem *p) {
+static void count(const attn_problem *p, int lse) {
     const int64_t heads = p->batch * p->q_heads;
     moved = {};
-    moved.o = 4 * heads * p->q_len * (p->v_dim + 2);
+    moved.o = 4 * heads * p->q_len * (p->v_dim + 2 + (lse ? 2 : 0));       /* begun; m and l read once more for LSE */
     moved.k = 4 * heads * p->kv_len * p->qk_dim, moved.v = 4 * heads * p->kv_len * p->v_dim;
     for (int64_t j = 0; j < p->kv_len; j += KEYS)
         for (int64_t i = 0; i < p->q_len; i += ROWS) {
             const int64_t rows = p->q_len - i < ROWS ? p->q_len - i : ROWS;
             if (attn_plugin_limit(p, i + ROWS - 1) <= j) continue;
-            moved.q += 4 * heads * rows * p->qk_dim, moved.o += 2 * 4 * heads * rows * (p->v_dim + 2);
+            moved.q += 4 * heads * rows * p->qk_dim;
+            moved.o += 4 * heads * rows * (2 * (p->v_dim + 2) - (j ? 0 : p->v_dim));    /* l = 0: o is 0, not read */
         }
 }
 
@@ -169,7 +172,7 @@ static attn_status run(const attn_problem *p, const attn_tensors *t, void *state
     if (!heads || !p->q_len) return ATTN_OK;
     if (cudaFuncSetAttribute(flash_v1, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes)) return ATTN_DEVICE_ERROR;
     flash_v1<<<dim3(1, heads), THREADS, bytes, (cudaStream_t)stream>>>(*p, *t, (float *)state);
-    count(p);
+    count(p, t->lse != NULL);
     return cudaGetLastError() ? ATTN_DEVICE_ERROR : ATTN_OK;
 }
 

@@ -4,7 +4,7 @@
 #include "attn/attn_plugin.h"
 #include <math.h>
 
-static attn_traffic moved;      /* far memory is device memory; what the caches save isn't counted off */
+static attn_traffic moved;      /* far memory is device memory; a warp asks once for a word that several lanes want */
 
 struct place { attn_plugin_head far; float *s; };   /* one (batch, head): its tensors, its S [q_len, kv_len] */
 
@@ -67,17 +67,18 @@ static const char *refuse(const attn_problem *p) {
 static int64_t workspace(const attn_problem *p) { return 4 * p->batch * p->q_heads * p->q_len * p->kv_len; }
 static void traffic(attn_traffic *out) { *out = moved; }
 
+static unsigned blocks(int64_t n, int64_t each) { return (unsigned)((n + each - 1) / each); }
+
 static void count(const attn_problem *p) {
     const int64_t heads = p->batch * p->q_heads;
     moved = {};
     for (int64_t i = 0; i < p->q_len; i++) {
         const int64_t n = attn_plugin_limit(p, i);
-        moved.q += 4 * heads * p->qk_dim, moved.k += 4 * heads * n * p->qk_dim, moved.v += 4 * heads * n * p->v_dim;
-        moved.scores += 4 * heads * n * 7, moved.o += 4 * heads * p->v_dim;    /* write; 5 in softmax; read */
+        moved.q += 4 * heads * p->qk_dim * blocks(n, 32), moved.o += 4 * heads * p->v_dim;
+        moved.k += 4 * heads * n * p->qk_dim, moved.v += 4 * heads * n * p->v_dim;
+        moved.scores += 4 * heads * n * (6 + blocks(p->v_dim, 32));     /* write; 5 in softmax; a read for 32 columns */
     }
 }
-
-static unsigned blocks(int64_t n, int64_t each) { return (unsigned)((n + each - 1) / each); }
 
 static attn_status run(const attn_problem *p, const attn_tensors *t, void *s, void *stream) {
     const cudaStream_t on = (cudaStream_t)stream;

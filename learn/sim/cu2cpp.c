@@ -1,6 +1,7 @@
-/* cu2cpp.c — turn the two things in a .cu file that g++ can't read into C++; everything else stays as it is.
+/* cu2cpp.c — turn the three things in a .cu file that g++ can't read into C++; everything else stays as it is.
  *   kernel<T><<<grid, block, shared, stream>>>(args)   ->  sim_kernel("kernel", kernel<T>, grid, ...)(args)
  *   extern __shared__ float s[];                       ->  SIM_DYNAMIC_SHARED(float, s);
+ *   asm volatile("mma..." : "+f"(d) : "r"(a) : ...);   ->  sim_ptx("mma...", { &(d) }, { (uint64_t)(a) });
  * A header beside the file that launches kernels is translated in place. Line numbers are kept.
  * Usage: cu2cpp lesson.cu > lesson.cpp */
 #include <ctype.h>
@@ -115,6 +116,42 @@ static size_t dynamic_shared(buffer *out, const char *s) {
     return (size_t)(end + 1 - s);
 }
 
+/* The end of the string or parenthesis that starts at s. */
+static const char *group_end(const char *s) {
+    if (*s == '"') return s + literal(s);
+    int depth = 0;
+    do {
+        const size_t n = literal(s);
+        depth += n ? 0 : *s == '(' ? 1 : *s == ')' ? -1 : 0;
+        s += n ? n : 1;
+    } while (*s && depth);
+    return s;
+}
+
+/* At "asm": its text and operands become the arguments of sim_ptx. @return characters consumed, or 0 if it isn't that. */
+static size_t assembly(buffer *out, const char *s) {
+    static const char *const before[] = { "", "&(", "(uint64_t)(" };
+    const char *p = s + strlen("asm");
+    int section = 0;                    /* 0 text, 1 outputs, 2 inputs, 3 clobbers */
+    while (isspace((unsigned char)*p)) p++;
+    if (!strncmp(p, "volatile", 8)) p += 8;
+    while (isspace((unsigned char)*p)) p++;
+    if (*p++ != '(') return 0;
+    put_text(out, "sim_ptx(");
+    for (; *p && *p != ')';) {
+        const char *end = *p == '"' || *p == '(' ? group_end(p) : p + 1;
+        if (*p == ':' && section < 3) put_text(out, ++section == 1 ? ", { " : section == 2 ? " }, { " : "");
+        else if (*p == '(' && section && section < 3) {
+            put_text(out, before[section]);
+            put(out, p + 1, (size_t)(end - p - 1));
+        } else if (section < 3 && !(*p == '"' && section)) put(out, p, (size_t)(end - p));    /* no constraints */
+        p = end;
+    }
+    for (; section < 2; section++) put_text(out, section ? " }, { " : ", { ");
+    put_text(out, " })");
+    return (size_t)(p + 1 - s);
+}
+
 static void translate(buffer *out, const char *path, int first_line, const char *text);
 
 /* At `#include "name"`: if that file lies beside `path` and launches kernels, put its translation here. @return consumed */
@@ -152,6 +189,7 @@ static void translate(buffer *out, const char *path, int first_line, const char 
         else if (!strncmp(s, "<<<", 3)) n = launch(out, s);
         else if (!strncmp(s, "#include \"", 10)) n = include(out, path, text, s);
         else if (!strncmp(s, "extern", 6) && (s == text || !is_word(s[-1]))) n = dynamic_shared(out, s);
+        else if (!strncmp(s, "asm", 3) && !is_word(s[3]) && (s == text || !is_word(s[-1]))) n = assembly(out, s);
         if (!n) put(out, s, n = 1);
         s += n;
     }

@@ -1,6 +1,6 @@
 /* cuda_runtime.h — the CUDA constructs that the lessons use, for g++: the same .cu file runs on a CPU and is counted.
  * Include path trick: a lesson's #include <cuda_runtime.h> finds this file when it is compiled for the simulator.
- * How it works: sim.cpp. What it counts: README.md. */
+ * How it works: sim_threads.cpp, sim_memory.cpp, sim_host.cpp, sim_tensor.cpp. */
 #ifndef CUDA_SIM_RUNTIME_H
 #define CUDA_SIM_RUNTIME_H
 #include <cmath>
@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <initializer_list>
 #include <tuple>
 
 #define CUDA_SIMULATED 1
@@ -35,6 +36,7 @@ struct alignas(8) float2 { float x, y; };
 struct alignas(16) float4 { float x, y, z, w; };
 struct alignas(8) int2 { int x, y; };
 struct alignas(16) int4 { int x, y, z, w; };
+struct alignas(16) uint4 { unsigned x, y, z, w; };
 static inline float2 make_float2(float x, float y) { return { x, y }; }
 static inline float4 make_float4(float x, float y, float z, float w) { return { x, y, z, w }; }
 static inline int2 make_int2(int x, int y) { return { x, y }; }
@@ -53,6 +55,7 @@ void *sim_dynamic_shared();
 
 void __syncthreads();
 int __syncthreads_count(int predicate);
+static inline int __syncthreads_or(int predicate) { return __syncthreads_count(predicate) != 0; }
 void __syncwarp(unsigned mask = 0xffffffffu);
 void __threadfence();
 static inline void __threadfence_block() {}
@@ -109,6 +112,18 @@ template <class T> T atomicCAS(T *a, T expected, T v) {
 static inline unsigned atomicInc(unsigned *a, unsigned top) {
     return sim_read_modify_write(a, [top](unsigned x) { return x >= top ? 0u : x + 1; });
 }
+
+/* ---- numbers of 16 bits, and asm: ldmatrix and mma.sync (sim_tensor.cpp) ---- */
+struct __half { uint16_t bits; };
+struct __nv_bfloat16 { uint16_t bits; };
+float __half2float(__half h);
+__half __float2half_rn(float x);
+float __bfloat162float(__nv_bfloat16 h);
+__nv_bfloat16 __float2bfloat16_rn(float x);
+void sim_ptx(const char *text, std::initializer_list<void *> outputs, std::initializer_list<uint64_t> inputs);
+size_t __cvta_generic_to_shared(const void *p);          /* shared memory has addresses of its own */
+static inline float __uint_as_float(unsigned bits) { float x; memcpy(&x, &bits, 4); return x; }
+static inline unsigned __float_as_uint(float x) { unsigned bits; memcpy(&bits, &x, 4); return bits; }
 
 /* ---- arithmetic ---- */
 #define __expf(x) expf(x)
@@ -235,7 +250,7 @@ struct sim_counters {
 sim_counters sim_count(const char *kernel);  /* sum over launches since sim_reset(); NULL: all kernels */
 void sim_reset();
 void sim_name(const void *device_pointer, const char *tensor);   /* for bytes by tensor */
-int64_t sim_tensor_bytes(const char *tensor, int stores);        /* useful bytes loaded or stored, by name */
+int64_t sim_tensor_bytes(const char *tensor, int stores);        /* bytes that warps load or store, by name */
 int sim_errors();                                                /* races, divergence, bad accesses so far */
 static const int warpSize = 32;
 #endif

@@ -1,4 +1,5 @@
-/* sim.hpp — what the simulator's three parts share: fibres (sim_threads.cpp), memory (sim_memory.cpp), the host API. */
+/* sim.hpp — what the simulator's parts share: fibres (sim_threads.cpp), memory (sim_memory.cpp), the host API,
+ * PTX (sim_tensor.cpp), plug-in kernels (sim_plugin.cpp). */
 #ifndef CUDA_SIM_HPP
 #define CUDA_SIM_HPP
 #include "cuda_runtime.h"
@@ -50,12 +51,18 @@ void sim_dynamic_begin(size_t bytes);
 void sim_mark_written(const void *p, size_t bytes);
 bool sim_is_device(const void *p, size_t bytes);
 bool sim_is_pinned(const void *p);
+void sim_access(const void *p, int bytes, bool store, const void *site);
+void *sim_shared_pointer(uint32_t address);          /* of an address that __cvta_generic_to_shared gave */
+
+/* sim_threads.cpp */
+void sim_meet(const void *site);    /* the running thread waits until its whole warp has come here */
 
 /* reports: at most a few of each kind, with file and line of the instruction */
 void sim_complain(const char *kind, const void *site, const char *format, ...) __attribute__((format(printf, 3, 4)));
 std::string sim_place(const void *site);
 
 /* sim_host.cpp */
+extern bool sim_silent;             /* no report when the process ends */
 sim_counters *sim_counters_of(const std::string &kernel);
 void sim_run_grid(const char *name, dim3 grid, dim3 block, size_t shared, const sim_call *call, size_t call_bytes);
 #endif

@@ -309,9 +309,11 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int) {
     return cudaSuccess;
 }
 
+bool sim_silent;
 static void report() {
     drain(nullptr);
     const char *wish = getenv("SIM_REPORT");
+    if (sim_silent) return;
     if (wish && !strcmp(wish, "0")) return;
     printf("\ncounted by the simulator (sectors of 32 bytes; ways = 1 means no bank conflict)\n");
     printf("%-28s %7s %9s %8s %8s %9s %6s %8s %6s\n", "kernel", "blocks", "load s/rq", "useful", "store", "KB moved",

@@ -5,11 +5,33 @@
 #include "sim.hpp"
 #include <algorithm>
 #include <cstdarg>
+#include <dlfcn.h>
+#include <link.h>
 #include <map>
-#include <unistd.h>
 #include <unordered_map>
 
-extern char __data_start, _end;     /* the program's static data, from the linker */
+/* The static data of the program or plug-in that this is linked into: what it writes, and its constants. */
+struct image { uintptr_t data, data_end, constants, constants_end; };
+
+static int add_segment(dl_phdr_info *info, size_t, void *out) {
+    image found = { 0, 0, UINTPTR_MAX, 0 };
+    for (int i = 0; i < info->dlpi_phnum; i++) {
+        const ElfW(Phdr) &part = info->dlpi_phdr[i];
+        const uintptr_t first = info->dlpi_addr + part.p_vaddr, end = first + part.p_memsz;
+        if (part.p_type != PT_LOAD) continue;
+        if (part.p_flags & PF_W) found.data = first, found.data_end = end;
+        else found.constants = std::min(found.constants, first), found.constants_end = std::max(found.constants_end, end);
+    }
+    if ((uintptr_t)&sim_now - found.data >= found.data_end - found.data) return 0;
+    *(image *)out = found;
+    return 1;
+}
+
+static const image &here() {
+    static image mine = {};
+    if (!mine.data_end) dl_iterate_phdr(add_segment, &mine);
+    return mine;
+}
 
 uint32_t sim_visits::next(const void *site) {
     for (size_t h = ((uintptr_t)site * 0x9e3779b97f4a7c15ull) >> 55;; h = (h + 1) & 511) {
@@ -31,8 +53,12 @@ std::string sim_place(const void *site) {
     static std::map<const void *, std::string> known;
     auto found = known.find(site);
     if (found != known.end()) return found->second;
-    char command[160], line[512] = "";
-    snprintf(command, sizeof command, "addr2line -e /proc/%d/exe %p 2>/dev/null", (int)getpid(), (const char *)site - 1);
+    char command[1200], line[512] = "";
+    Dl_info module = {};
+    if (!dladdr(site, &module)) return "unknown line";
+    const bool fixed = ((const ElfW(Ehdr) *)module.dli_fbase)->e_type == ET_EXEC;       /* else: loaded anywhere */
+    const uintptr_t at = (uintptr_t)site - 1 - (fixed ? 0 : (uintptr_t)module.dli_fbase);
+    snprintf(command, sizeof command, "addr2line -e '%s' 0x%zx 2>/dev/null", module.dli_fname, (size_t)at);
     FILE *pipe = popen(command, "r");
     if (pipe) {
         if (!fgets(line, sizeof line, pipe)) line[0] = 0;
@@ -61,10 +87,11 @@ void sim_complain(const char *kind, const void *site, const char *format, ...) {
 struct shadow {                      /* history of one 4-byte word */
     uint32_t launch, block;          /* of the last write */
     uint32_t write_epoch, write_warp_epoch, read_epoch, read_warp_epoch;
-    int16_t writer, reader;          /* thread, -1 nobody; reader -2: several */
+    int16_t writer, reader;          /* thread; NOBODY, SEVERAL, or lanes of warp w: OF_WARP - w */
     bool initialised, atomic;
 };
-static const shadow untouched = { 0, 0, 0, 0, 0, 0, -1, -1, false, false };
+enum { NOBODY = -1, SEVERAL = -2, OF_WARP = -3 };
+static const shadow untouched = { 0, 0, 0, 0, 0, 0, NOBODY, NOBODY, false, false };
 
 struct allocation {
     char *base;
@@ -173,6 +200,17 @@ void sim_forget_tensor_bytes() {
 
 /* ---- dynamic shared memory ---- */
 
+enum { DYNAMIC_AT = 1 << 24, STATIC_AT = 1 << 28 };
+size_t __cvta_generic_to_shared(const void *p) {
+    const char *base = (const char *)sim_dynamic_shared(), *c = (const char *)p;
+    if (c >= base - RED_ZONE && c < base + dynamic_bytes + RED_ZONE) return (size_t)(c - base) + DYNAMIC_AT;
+    return (size_t)((uintptr_t)p - here().data) + STATIC_AT;
+}
+void *sim_shared_pointer(uint32_t address) {
+    if (address >= STATIC_AT) return (void *)(here().data + (address - STATIC_AT));
+    return (char *)sim_dynamic_shared() + ((int64_t)address - DYNAMIC_AT);
+}
+
 void *sim_dynamic_shared() { return (void *)(((uintptr_t)dynamic.data() + 127) / 128 * 128); }
 
 void sim_dynamic_begin(size_t bytes) {
@@ -191,9 +229,19 @@ struct request {
 };
 static std::unordered_map<uint64_t, request> requests;
 
+/* Bytes by tensor: what several lanes want at once is asked for once. */
+static void count_tensor(const request &r) {
+    uintptr_t words[32];
+    std::copy(r.address, r.address + r.lanes, words);
+    std::sort(words, words + r.lanes);
+    const int64_t bytes = r.size * (std::unique(words, words + r.lanes) - words);
+    if (allocation *a = find_device((const void *)r.address[0])) (r.store ? a->stored : a->loaded) += bytes;
+}
+
 static void count_global(const request &r) {
     uintptr_t sectors[128];
     int n = 0;
+    count_tensor(r);
     for (int i = 0; i < r.lanes; i++)
         for (uintptr_t s = r.address[i] / 32; s <= (r.address[i] + r.size - 1) / 32 && n < 128; s++) sectors[n++] = s;
     std::sort(sectors, sectors + n);
@@ -244,8 +292,9 @@ static void join_request(uintptr_t address, int size, bool store, bool shared, c
 /* Is an earlier access at (epoch, warp epoch) by thread `other` unordered with the current thread's? */
 static bool unordered(int other, uint32_t epoch, uint32_t warp_epoch) {
     const sim_thread *t = sim_now.current;
-    if (other == -1 || other == t->index || epoch != sim_now.epoch) return false;
-    return other < 0 || other / 32 != t->warp || warp_epoch == sim_now.warp_epoch[t->warp];
+    if (other == NOBODY || other == t->index || epoch != sim_now.epoch) return false;
+    const int warp = other <= OF_WARP ? OF_WARP - other : other / 32;
+    return other == SEVERAL || warp != t->warp || warp_epoch == sim_now.warp_epoch[t->warp];
 }
 
 static void race(const char *space, const char *what, int other, const void *site) {
@@ -270,8 +319,10 @@ static void within_block(shadow &w, bool store, bool atomic, const char *space, 
         w.initialised = true;
         w.atomic = atomic;
     } else {
-        const bool several = w.reader != -1 && w.reader != t->index && w.read_epoch == sim_now.epoch;
-        w.reader = (int16_t)(several ? -2 : t->index);
+        const bool several = w.reader != NOBODY && w.reader != t->index && w.read_epoch == sim_now.epoch;
+        const bool my_warp = w.reader <= OF_WARP ? OF_WARP - w.reader == t->warp : w.reader >= 0 && w.reader / 32 == t->warp;
+        const bool long_ago = w.read_warp_epoch != sim_now.warp_epoch[t->warp];      /* my warp has met since */
+        w.reader = (int16_t)(!several || (my_warp && long_ago) ? t->index : my_warp ? OF_WARP - t->warp : SEVERAL);
         w.read_epoch = sim_now.epoch;
         w.read_warp_epoch = sim_now.warp_epoch[t->warp];
     }
@@ -291,9 +342,9 @@ static void between_blocks(shadow &w, bool store, bool atomic, const void *site)
             sim_complain("race between blocks", site, "block %u reads what block %u wrote in the same launch",
                          sim_now.number, w.block);
         }
-        w.writer = w.reader = -1;
+        w.writer = w.reader = NOBODY;
     } else if (w.launch != sim_now.launch) {
-        w.writer = w.reader = -1;
+        w.writer = w.reader = NOBODY;
     }
     within_block(w, store, atomic, "global", site);
     if (store) {
@@ -313,7 +364,6 @@ static void global_access(allocation *a, uintptr_t address, int size, bool store
                      (long long)(address - (uintptr_t)a->base), a->bytes, a->name.empty() ? "" : " ", a->name.c_str());
         return;
     }
-    (store ? a->stored : a->loaded) += size;
     for (size_t w = offset / 4; w <= (offset + (size_t)size - 1) / 4; w++) {
         if (!store && !a->words[w].initialised) {
             sim_now.count->uninitialised++;
@@ -353,17 +403,19 @@ static void access(const void *p, int size, bool store, bool atomic, const void 
                             sim_now.current->index, sim_now.number, store ? "writes" : "reads",
                             (long long)(address - base), dynamic_bytes);
     }
-    if (address >= (uintptr_t)&__data_start && address < (uintptr_t)&_end) {
+    if (address >= here().data && address < here().data_end) {
         if (address - (uintptr_t)&sim_here < sizeof sim_here || is_constant((const char *)p)) return;
         return shared_access(address, size, store, atomic, site);
     }
     allocation *a = find_device(p);
     if (a) return global_access(a, address, size, store, atomic, site);
-    if (address >= (uintptr_t)&__data_start - (64u << 20) && address < (uintptr_t)&__data_start) return;  /* constants */
+    if (address >= here().constants && address < here().constants_end) return;
     sim_now.count->out_of_range++;
     sim_complain("bad pointer", site, "thread %d of block %u %s %p, which is not device memory", sim_now.current->index,
                  sim_now.number, store ? "writes" : "reads", p);
 }
+
+void sim_access(const void *p, int bytes, bool store, const void *site) { access(p, bytes, store, false, site); }
 
 void sim_atomic(const void *p, int bytes, const void *site) {
     sim_now.count->atomics++;

@@ -113,6 +113,8 @@ void __syncwarp(unsigned mask) {
     if (sim_now.current) wait_warp(mask, __builtin_return_address(0));
 }
 
+void sim_meet(const void *site) { wait_warp(0xffffffffu, site); }
+
 void __syncthreads() {
     if (!sim_now.current) return;
     sim_now.current->site = __builtin_return_address(0);
