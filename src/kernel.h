@@ -44,6 +44,7 @@ struct attn_plan {
     void              *parallel_context;
     int64_t            workspace;   /* bytes */
     int64_t            schedule[8]; /* the kernel's own numbers, set by its prepare */
+    int64_t            schedule_bytes; /* of the schedule that users may keep (attn_plan_schedule); 0: none */
     void              *device_code[4]; /* CUDA kernels: what prepare loaded, owned by the driver layer */
 };
 
@@ -58,6 +59,8 @@ struct attn_kernel {
     const char *(*refuse)(const attn_problem *);   /* NULL, or a reason that the bits can't say; may be NULL */
     attn_status (*prepare)(attn_plan *);           /* set workspace and schedule; NULL: none needed */
     attn_status (*run)(const attn_plan *, const attn_tensors *, void *workspace, void *stream);
+    /* Queue the making of a schedule that run takes as tensors->schedule; NULL where prepare sets no schedule_bytes. */
+    attn_status (*schedule)(const attn_plan *, const attn_tensors *, void *schedule, void *stream);
 };
 
 /* NULL-terminated, best first. */

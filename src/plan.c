@@ -138,6 +138,7 @@ void attn_plan_destroy(attn_plan *plan) { free(plan); }
 const char *attn_plan_kernel(const attn_plan *plan) { return plan->kernel->name; }
 const attn_problem *attn_plan_problem(const attn_plan *plan) { return &plan->problem; }
 size_t attn_plan_workspace(const attn_plan *plan) { return (size_t)plan->workspace; }
+size_t attn_plan_schedule_size(const attn_plan *plan) { return (size_t)plan->schedule_bytes; }
 int attn_plan_threads(const attn_plan *plan) { return plan->threads; }
 
 int attn_explain(const attn_problem *problem, const attn_options *caller_options, char *text, size_t size) {

@@ -147,6 +147,34 @@ attn_status attn_run(const attn_plan *plan, const attn_tensors *caller_tensors, 
     return run_checked(plan, &t, workspace, stream);
 }
 
+attn_status attn_plan_schedule(const attn_plan *plan, const attn_tensors *caller_lengths, void *schedule, void *stream) {
+    if (!plan) return attn_fail(ATTN_INVALID, "plan = NULL");
+    if (!caller_lengths) return attn_fail(ATTN_INVALID, "lengths = NULL");
+    const attn_problem *p = &plan->problem;
+    attn_tensors all, t = { .struct_size = sizeof t };
+    if (attn_struct_import(&all, sizeof all, caller_lengths, caller_lengths->struct_size, "lengths"))
+        return ATTN_INVALID;
+    if (!plan->schedule_bytes) return ATTN_OK;
+    if (!schedule || (uintptr_t)schedule % 256)
+        return attn_fail(ATTN_INVALID, "schedule = %p: the plan's needs %lld bytes aligned to 256", schedule,
+                         (long long)plan->schedule_bytes);
+    const struct { const char *field; const int32_t **to, *from; int needed; } rows[] = {
+        { "cu_seqlens_q", &t.cu_seqlens_q, all.cu_seqlens_q, p->packed_q },
+        { "cu_seqlens_kv", &t.cu_seqlens_kv, all.cu_seqlens_kv, p->packed_kv },
+        { "seqused_q", &t.seqused_q, all.seqused_q, p->has_seqused_q },
+        { "seqused_kv", &t.seqused_kv, all.seqused_kv, p->has_seqused_kv },
+        { "leftpad_kv", &t.leftpad_kv, all.leftpad_kv, p->has_leftpad_kv },
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        if (check_pointer(rows[i].field, rows[i].from, rows[i].needed && p->batch, 4)) return ATTN_INVALID;
+        *rows[i].to = rows[i].from;
+    }
+#if defined(ATTN_WITH_CUDA)
+    if (p->device == ATTN_CUDA) return attn_cuda_schedule(plan, &t, schedule, stream);
+#endif
+    return plan->kernel->schedule(plan, &t, schedule, stream);
+}
+
 attn_status attn_attend(const attn_problem *problem, const attn_tensors *tensors, void *stream) {
     attn_plan *plan;
     attn_status status = attn_plan_create(&plan, problem, NULL);

@@ -125,6 +125,21 @@ static void test_fixed_length(void **state) {
     }
 }
 
+static void check_even_slots(const batch *x, const attn_decode_line *line) {
+    static char taken[ITEMS_MAX * BLOCKS_MAX];
+    const int64_t slots = attn_decode_parts_max(&x->shape);
+    assert_true(slots <= (int64_t)sizeof taken);
+    memset(taken, 0, sizeof taken);
+    for (int32_t i = 0; i < x->shape.batch * x->shape.tiles; i++) {
+        const attn_decode_slots at = attn_decode_even_slots(&x->shape, line, i);
+        for (int32_t part = 0; part < at.parts && at.parts > 1; part++) {
+            const int32_t slot = attn_decode_slot(at, part);
+            assert_true(slot >= 0 && slot < slots && !taken[slot]);
+            taken[slot] = 1;
+        }
+    }
+}
+
 /* The closed form for equal lengths says what the prefix sums say. */
 static void test_even_line(void **state) {
     (void)state;
@@ -143,6 +158,7 @@ static void test_even_line(void **state) {
         for (int32_t i = 0; i < x.shape.batch * x.shape.tiles; i++)
             assert_int_equal(attn_decode_item_parts(&x.shape, &line, i / x.shape.tiles, i % x.shape.tiles),
                              attn_decode_item_parts(&x.shape, &x.line, i / x.shape.tiles, i % x.shape.tiles));
+        check_even_slots(&x, &line);
     }
 }
 

@@ -270,6 +270,8 @@ typedef struct attn_tensors {
     const int32_t *rotary_offsets;  /* [batch] */
     const int32_t *cu_seqlens_new;  /* [batch + 1], ascending from 0 */
     int32_t       *seqused_kv_out;  /* [batch], or NULL: the lengths after the append, for the forward that follows */
+    /* Decoding on CUDA */
+    const void    *schedule;        /* what attn_plan_schedule wrote for these lengths; NULL: made in the run */
 } attn_tensors;
 
 #ifdef __cplusplus
@@ -292,6 +294,19 @@ static inline attn_tensors attn_tensors_init() { attn_tensors x = {}; x.struct_s
  *         another one is captured; CPU and checked plans: a length or page id out of range, outputs untouched);
  *         ATTN_DEVICE_ERROR (the message has the driver's name for it; a broken context stays broken). */
 ATTN_API attn_status attn_run(const attn_plan *plan, const attn_tensors *tensors, void *workspace, void *stream);
+
+/* A schedule once per step for all layers: kernels that cut the keys of a ragged batch into even shares decide where
+ * from the lengths on the device, at the start of each run. Layers with the same lengths can share that decision.
+ * `schedule`: attn_plan_schedule_size bytes of device memory, 256-byte aligned; size 0: this plan's kernel makes none,
+ * and tensors.schedule is not looked at. Of `lengths` only cu_seqlens, seqused, leftpad_kv are read, when the queued
+ * work executes. Give the result as tensors.schedule to runs with the same lengths on streams that wait for it, of
+ * this plan or of any with the same batch, heads, dims, maxima, masks and options. A run checks that it fits: if not,
+ * its O and LSE become NaN, or with options.checked it is ATTN_INVALID. Other lengths than it was made for: O and LSE
+ * are unspecified, but nothing outside the tensors is touched. May be captured into a graph; thread-safe.
+ * @return as attn_run. */
+ATTN_API size_t      attn_plan_schedule_size(const attn_plan *plan);
+ATTN_API attn_status attn_plan_schedule(const attn_plan *plan, const attn_tensors *lengths, void *schedule,
+                                        void *stream);
 
 /* Plan, allocate a workspace, run, free: the convenient form for CPU problems. CUDA problems work when their plan
  * needs no workspace, otherwise ATTN_UNSUPPORTED (the library never allocates device memory). */

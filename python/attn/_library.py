@@ -55,7 +55,7 @@ class Tensors(c.Structure):
         (n, ptr) for n in ("q", "k", "v", "o", "lse", "bias", "mask", "alibi_slopes", "sinks", "cu_seqlens_q",
                            "cu_seqlens_kv", "seqused_q", "seqused_kv", "leftpad_kv", "kv_batch_index", "block_table", "k_new", "v_new",
                            "q_out", "rotary_cos", "rotary_sin", "rotary_offsets", "cu_seqlens_new",
-                           "seqused_kv_out")]
+                           "seqused_kv_out", "schedule")]
 
 
 class Options(c.Structure):

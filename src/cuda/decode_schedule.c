@@ -13,7 +13,9 @@ attn_status attn_decode_schedule_prepare(attn_plan *plan, int slot) {
 attn_status attn_decode_schedule_launch(const attn_plan *plan, int slot, const attn_decode_shape *shape,
                                         const attn_tensors *tensors, void *schedule, void *stream) {
     const attn_cuda_grid grid = { .blocks = 1, .threads = THREADS };
-    void *arguments[] = { (void *)(uintptr_t)&plan->problem, (void *)(uintptr_t)tensors, (void *)(uintptr_t)shape,
+    attn_problem problem = plan->problem;
+    problem.has_kv_batch_index = 0;     /* lengths don't depend on it, and `tensors` needn't have it */
+    void *arguments[] = { &problem, (void *)(uintptr_t)tensors, (void *)(uintptr_t)shape,
                           &schedule };
     return attn_cuda_launch(plan, slot, &grid, stream, arguments);
 }

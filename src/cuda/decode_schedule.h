@@ -221,6 +221,27 @@ ATTN_INLINE int32_t attn_decode_item_slots(const attn_decode_shape *shape, const
     return parts > 1 ? parts : 0;
 }
 
+/* Where an item's parts are in the workspace. */
+typedef struct attn_decode_slots { int32_t parts, base, step, extra; } attn_decode_slots;
+
+ATTN_INLINE int32_t attn_decode_slot(attn_decode_slots slots, int32_t part) {
+    return slots.base + part * slots.step + (part ? 0 : slots.extra);
+}
+/* Without a schedule in memory, on an even line: a worker has at most two parts that are merged, its first and its
+ * last. */
+ATTN_INLINE attn_decode_slots attn_decode_even_slots(const attn_decode_shape *shape, const attn_decode_line *line,
+                                                     int32_t item) {
+    const int32_t b = item / shape->tiles, t = item % shape->tiles;
+    attn_decode_slots slots = { attn_decode_item_parts(shape, line, b, t), 0, 1, 0 };
+    if (!attn_decode_balances(shape)) {
+        slots.base = item * slots.parts;
+    } else {
+        slots.base = 2 * attn_decode_cuts_before(shape, line, attn_decode_line_start(shape, line, b, t));
+        slots.step = 2, slots.extra = 1;
+    }
+    return slots;
+}
+
 /* ---- reading a schedule ---- */
 
 ATTN_INLINE int attn_decode_valid(const attn_decode_shape *shape, const void *schedule) {
@@ -232,6 +253,13 @@ ATTN_INLINE const attn_decode_work *attn_decode_works(const void *schedule) {
 }
 ATTN_INLINE const int32_t *attn_decode_part_begin(const attn_decode_shape *shape, const void *schedule) {
     return (const int32_t *)((const char *)schedule + attn_decode_part_begin_at(shape));
+}
+
+/* Of an item: parts = 0 or 1 means that it is written directly. */
+ATTN_INLINE attn_decode_slots attn_decode_slots_of(const attn_decode_shape *shape, const void *schedule, int32_t item) {
+    const int32_t *begin = attn_decode_part_begin(shape, schedule) + item;
+    attn_decode_slots slots = { begin[1] - begin[0], begin[0], 1, 0 };
+    return slots;
 }
 
 /* ---- host side (decode_schedule.c) ---- */

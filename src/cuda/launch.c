@@ -33,11 +33,11 @@ void attn_cuda_leave(const attn_cuda_scope *scope, const attn_cuda_driver *drive
 /* ---- where the tensors are ---- */
 
 typedef struct { const char *field; const void *pointer; } field_row;
-enum { MAX_FIELDS = 20 };
+enum { MAX_FIELDS = 32 };
 
 /* The pointers that this problem uses; the others may be anything. */
 static int used_fields(field_row rows[MAX_FIELDS], const attn_plan *plan, const attn_tensors *t,
-                       const void *workspace) {
+                       const field_row *memory) {
     const attn_problem *p = &plan->problem;
     const struct { const char *field; const void *pointer; int used; } all[] = {
         { "q", t->q, 1 }, { "k", t->k, 1 }, { "v", t->v, 1 }, { "o", t->o, 1 }, { "lse", t->lse, 1 },
@@ -47,7 +47,8 @@ static int used_fields(field_row rows[MAX_FIELDS], const attn_plan *plan, const 
         { "seqused_q", t->seqused_q, p->has_seqused_q }, { "seqused_kv", t->seqused_kv, p->has_seqused_kv },
         { "leftpad_kv", t->leftpad_kv, p->has_leftpad_kv },
         { "kv_batch_index", t->kv_batch_index, p->has_kv_batch_index },
-        { "block_table", t->block_table, p->page_size != 0 }, { "workspace", workspace, plan->workspace != 0 },
+        { "block_table", t->block_table, p->page_size != 0 }, { "schedule", t->schedule, plan->schedule_bytes != 0 },
+        { memory->field, memory->pointer, memory->pointer != NULL },
     };
     int count = 0;
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
@@ -75,9 +76,9 @@ static attn_status check_place(const attn_cuda_driver *driver, const field_row *
 }
 
 static attn_status check_places(const attn_cuda_driver *driver, const attn_plan *plan, const attn_tensors *t,
-                                const void *workspace, cu_context *context) {
+                                const field_row *memory, cu_context *context) {
     field_row rows[MAX_FIELDS];
-    const int count = used_fields(rows, plan, t, workspace);
+    const int count = used_fields(rows, plan, t, memory);
     *context = NULL;
     for (int i = 0; i < count; i++) {
         cu_context here;
@@ -116,14 +117,15 @@ static attn_status check_stream_device(const attn_cuda_driver *driver, const att
     return attn_fail(ATTN_INVALID, "stream: belongs to another CUDA device than the tensors (%d)", plan->cuda_device);
 }
 
-attn_status attn_cuda_run(const attn_plan *plan, const attn_tensors *t, void *workspace, void *caller_stream) {
+/* Queue `work` of the plan's kernel on the device of its tensors. */
+static attn_status queue(const attn_plan *plan, const attn_tensors *t, const field_row *memory, cu_stream stream,
+                         attn_status (*work)(const attn_plan *, const attn_tensors *, void *, void *)) {
     const attn_cuda_driver *driver = attn_cuda();
     if (!driver) return ATTN_DEVICE_ERROR;
-    const cu_stream stream = caller_stream;
     cu_context context;
     cu_device device;
     attn_cuda_scope scope;
-    attn_status status = check_places(driver, plan, t, workspace, &context);
+    attn_status status = check_places(driver, plan, t, memory, &context);
     if (!status) status = stream_context(driver, stream, &context);
     if (status) return status;
     cu_result result = driver->DeviceGet(&device, plan->cuda_device);
@@ -131,10 +133,20 @@ attn_status attn_cuda_run(const attn_plan *plan, const attn_tensors *t, void *wo
     if (result) return attn_cuda_fail(result, "entering the context of", "the tensors");
     status = check_stream_device(driver, plan);
     if (!status) status = check_default_stream(driver, stream);
-    if (!status && plan->checked) status = attn_cuda_check_lengths(&plan->problem, t, stream);
-    if (!status) status = plan->kernel->run(plan, t, workspace, stream);
+    if (!status && plan->checked && work == plan->kernel->run) status = attn_cuda_check_lengths(&plan->problem, t, stream);
+    if (!status) status = work(plan, t, (void *)(uintptr_t)memory->pointer, stream);
     attn_cuda_leave(&scope, driver);
     return status;
+}
+
+attn_status attn_cuda_run(const attn_plan *plan, const attn_tensors *t, void *workspace, void *stream) {
+    const field_row memory = { "workspace", plan->workspace ? workspace : NULL };
+    return queue(plan, t, &memory, stream, plan->kernel->run);
+}
+
+attn_status attn_cuda_schedule(const attn_plan *plan, const attn_tensors *lengths, void *schedule, void *stream) {
+    const field_row memory = { "schedule", schedule };
+    return queue(plan, lengths, &memory, stream, plan->kernel->schedule);
 }
 
 /* ---- launches ---- */

@@ -68,4 +68,6 @@ attn_status attn_cuda_check_device(int ordinal);
 const char *attn_cuda_unavailable(unsigned capability, int ordinal);
 /* Check the tensors' place, make their context current, run the plan's kernel, put the caller's context back. */
 attn_status attn_cuda_run(const attn_plan *plan, const attn_tensors *tensors, void *workspace, void *stream);
+/* The same for attn_plan_schedule. */
+attn_status attn_cuda_schedule(const attn_plan *plan, const attn_tensors *lengths, void *schedule, void *stream);
 #endif
