@@ -25,6 +25,8 @@ static void every_thread_once() {
     const std::vector<int> b = to_host(block_of, n), t = to_host(thread_of, n), w = to_host(warp_of, n);
     printf("%d blocks of %d threads: %d threads in %d warps\n", blocks, threads, n, n / 32);
     for (int i = 0; i < n; i += 32) printf("  index %3d .. %3d: block %d, warp %d\n", i, i + 31, b[i], w[i]);
+    record("block of each index", b.data(), n * sizeof(int));
+    record("warp of each index", w.data(), n * sizeof(int));
     bool right = true;
     for (int i = 0; i < n; i++) right = right && b[i] == i / threads && t[i] == i % threads && w[i] == t[i] / 32;
     expect(right, "every index 0 .. 255 was computed by exactly the thread that owns it");
@@ -41,7 +43,9 @@ static void surplus_threads_do_nothing() {
     count_visits<<<blocks, threads>>>(visits, n);
     CHECK_LAUNCH();
     bool once = true;
-    for (int v : to_host(visits, n)) once = once && v == 1;
+    const std::vector<int> seen = to_host(visits, n);
+    record("visits of each element", seen.data(), n * sizeof(int));
+    for (int v : seen) once = once && v == 1;
     fact("surplus threads", blocks * threads - n);
     expect(once, "each of the 1000 elements was visited once, none beyond");
     CHECK(cudaFree(visits));

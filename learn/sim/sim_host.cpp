@@ -124,21 +124,28 @@ void sim_launch(const char *name, dim3 grid, dim3 block, size_t shared, cudaStre
     submit(op, stream);
 }
 
+static void add(sim_counters &sum, const sim_counters &more) {
+    const int64_t *from = (const int64_t *)&more;
+    for (size_t i = 0; i < sizeof sum / 8; i++) ((int64_t *)&sum)[i] += from[i];
+}
+
 sim_counters sim_count(const char *kernel) {
     drain(nullptr);
     if (kernel) return counters[kernel];
     sim_counters sum = {};
-    for (auto &entry : counters) {
-        const int64_t *from = (const int64_t *)&entry.second;
-        for (size_t i = 0; i < sizeof sum / 8; i++) ((int64_t *)&sum)[i] += from[i];
-    }
+    for (auto &entry : counters) add(sum, entry.second);
     return sum;
 }
+
+static std::map<std::string, sim_counters> forgotten;      /* counts before the last sim_reset() */
 
 void sim_forget_tensor_bytes();
 void sim_reset() {
     drain(nullptr);
-    for (auto &entry : counters) entry.second = sim_counters();
+    for (auto &entry : counters) {
+        add(forgotten[entry.first], entry.second);
+        entry.second = sim_counters();
+    }
     sim_forget_tensor_bytes();
 }
 
@@ -309,9 +316,26 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int) {
     return cudaSuccess;
 }
 
+/* All counts of the process, for conformance.py: one line a kernel in the file that SIM_COUNTS names. */
+static void save_counts() {
+    FILE *file = getenv("SIM_COUNTS") ? fopen(getenv("SIM_COUNTS"), "a") : nullptr;
+    if (!file) return;
+    for (auto &entry : counters) {
+        sim_counters c = entry.second;
+        add(c, forgotten[entry.first]);
+        const int64_t columns[] = { c.launches, c.load_requests, c.load_sectors, c.store_requests, c.store_sectors,
+                                    c.shared_requests, c.shared_wavefronts };
+        fprintf(file, "%s", entry.first.c_str());
+        for (int64_t n : columns) fprintf(file, "\t%lld", (long long)n);
+        fprintf(file, "\n");
+    }
+    fclose(file);
+}
+
 bool sim_silent;
 static void report() {
     drain(nullptr);
+    save_counts();
     const char *wish = getenv("SIM_REPORT");
     if (sim_silent) return;
     if (wish && !strcmp(wish, "0")) return;
