@@ -1,12 +1,12 @@
 /* test_cuda_device.c — every CUDA kernel on a real device, beyond the numbers that test_kernels.c checks: the same bits
- * 100 times, capture into a graph and replay with other lengths, streams, threads, endurance, fork. */
+ * 200 times, capture into a graph and replay with other lengths, streams, threads, endurance, fork. */
 #include "cuda_device.h"
 #include <pthread.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
-enum { REPEATS = 100, REPLAYS = 20, LAUNCHES = 20000, CAPTURES = 200 };
+enum { REPEATS = 200, REPLAYS = 20, LAUNCHES = 20000, CAPTURES = 200 };
 
 /* ---- the same bits ---- */
 

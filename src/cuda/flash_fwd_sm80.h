@@ -22,7 +22,7 @@
     T(  96,  96, 4,    2,   64,  2,     2,             4,    2,   32,  2) \
     T( 128, 128, 4,    2,   64,  2,     2,             4,    2,   32,  2) \
     T( 192, 128, 4,    2,   64,  2,     1,             4,    2,   32,  2) \
-    T( 256, 256, 8,    1,   64,  2,     1,             4,    1,   32,  2)
+    T( 256, 256, 4,    1,   64,  1,     2,             4,    1,   32,  2)
 #endif
 
 /* Dynamic shared memory of a block, bytes: Q, the stages of K and V, a few numbers for each warp. */

@@ -229,9 +229,6 @@ static attn_status run(const attn_plan *plan, const attn_tensors *tensors, void 
     return attn_cuda_launch(plan, 0, &grid, stream, arguments);
 }
 
-/* Written, but not yet run on a card: flash_fwd_sm80 takes them until the checker has seen them here. */
-enum { UNPROVEN = ATTN_NEEDS_MASK | ATTN_NEEDS_LEFTPAD | ATTN_NEEDS_KV_INDEX | ATTN_NEEDS_V_IN_K };
-
 const attn_kernel attn_flash_fwd_sm90 = {
     .name = "flash_fwd_sm90",
     .summary =
@@ -240,7 +237,7 @@ const attn_kernel attn_flash_fwd_sm90 = {
     .device = ATTN_CUDA,
     .isa = ATTN_CUDA_ONLY(90),
     .dtypes = ATTN_DTYPE_BIT(ATTN_F16) | ATTN_DTYPE_BIT(ATTN_BF16),
-    .features = ATTN_NEEDS_ALL & ~(unsigned)(ATTN_NEEDS_O_F32 | UNPROVEN),
+    .features = ATTN_NEEDS_ALL & ~(unsigned)ATTN_NEEDS_O_F32,
     .refuse = refuse,
     .prepare = prepare,
     .run = run,
