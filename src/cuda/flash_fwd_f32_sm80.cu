@@ -103,10 +103,26 @@ PTX_INLINE void accumulate(float4 (&o)[ROWS][DV / 64], const float *p_smem, cons
     }
 }
 
-/* Masks and options; scores come out in log2 units. */
+/* Lengths and the diagonal; scores come out in log2 units. */
 template <int ROWS, int KEYS>
-PTX_INLINE void finish_scores(float (&s)[ROWS][KEYS], const flash_fwd_args &a, const block_rows &rows,
-                              int first_row, int first_key) {
+PTX_INLINE void mask_scores(float (&s)[ROWS][KEYS], float scale_log2, const block_rows &rows, int first_row,
+                            int first_key) {
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) {
+        const int i = first_row + 2 * r;
+        const int low = row_low(rows, i), high = i < rows.q_len ? row_high(rows, i) : 0;
+#pragma unroll
+        for (int c = 0; c < KEYS; c++) {
+            const int j = first_key + 16 * c;
+            s[r][c] = j < low || j >= high ? -INFINITY : s[r][c] * scale_log2;
+        }
+    }
+}
+
+/* The same with options: hundreds of instructions a score. */
+template <int ROWS, int KEYS>
+PTX_INLINE void rich_scores(float (&s)[ROWS][KEYS], const flash_fwd_args &a, const block_rows &rows,
+                            int first_row, int first_key) {
 #pragma unroll
     for (int r = 0; r < ROWS; r++) {
         const int i = first_row + 2 * r;
@@ -120,29 +136,44 @@ PTX_INLINE void finish_scores(float (&s)[ROWS][KEYS], const flash_fwd_args &a, c
     }
 }
 
-/* Raise m, rescale l and o, turn scores into probabilities and put them into shared memory. */
+/* Raise m to the rows' maxima; rescale l and o. */
 template <int DV, int ROWS, int KEYS>
-PTX_INLINE void softmax_step(float (&s)[ROWS][KEYS], float4 (&o)[ROWS][DV / 64], float (&l)[ROWS],
-                             float (&m)[ROWS], float *p_smem) {
+PTX_INLINE void rescale(const float (&top)[ROWS], float4 (&o)[ROWS][DV / 64], float (&l)[ROWS],
+                        float (&m)[ROWS]) {
 #pragma unroll
     for (int r = 0; r < ROWS; r++) {
-        float top = s[r][0];
-#pragma unroll
-        for (int c = 1; c < KEYS; c++) top = fmaxf(top, s[r][c]);
-        top = fmaxf(half_warp_max(top), m[r]);
-        const float factor = exp2f(m[r] - top);
-        m[r] = top;
+        const float higher = fmaxf(half_warp_max(top[r]), m[r]), factor = exp2_approx(m[r] - higher);
+        m[r] = higher;
         l[r] *= factor;
 #pragma unroll
         for (int c = 0; c < DV / 64; c++)
             o[r][c].x *= factor, o[r][c].y *= factor, o[r][c].z *= factor, o[r][c].w *= factor;
+    }
+}
+
+/* Turn scores into probabilities and put them into shared memory. m is only raised when a score exceeds it by
+ * more than 2^8 (in log2 units): p <= 256, and most steps need neither a maximum across lanes nor a rescale. */
+template <int DV, int ROWS, int KEYS>
+PTX_INLINE void softmax_step(float (&s)[ROWS][KEYS], float4 (&o)[ROWS][DV / 64], float (&l)[ROWS],
+                             float (&m)[ROWS], float *p_smem) {
+    float top[ROWS];
+    int grown = 0;
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) {
+        top[r] = s[r][0];
+#pragma unroll
+        for (int c = 1; c < KEYS; c++) top[r] = fmaxf(top[r], s[r][c]);
+        grown |= top[r] > m[r] + 8;
+    }
+    if (warp_any(grown)) rescale<DV, ROWS, KEYS>(top, o, l, m);
+#pragma unroll
+    for (int r = 0; r < ROWS; r++)
 #pragma unroll
         for (int c = 0; c < KEYS; c++) {
-            const float p = exp2f(s[r][c] - top);
+            const float p = exp2_approx(s[r][c] - m[r]);
             l[r] += p;
             p_smem[2 * r * pitch<16 * KEYS>() + 16 * c] = p;
         }
-    }
 }
 
 /* Clear the non-finite elements of a V tile. @return 1 if this thread found one. */
@@ -224,8 +255,10 @@ template <int DK, int DV, int ROWS, int KEYS> PTX_INLINE void flash_fwd(const fl
         float s[ROWS][KEYS];
         scores<DK, ROWS, KEYS>(s, q_smem + row * pitch<DK>(), k_smem + x * pitch<DK>());
         const bool partial = t < block.full_low || t >= block.full_high || has_holes<1>(a);
-        if (a.scale_log2 == 0 || partial) {
-            finish_scores<ROWS, KEYS>(s, a, rows, rows.block_row + row, t * width + x);
+        if (a.scale_log2 == 0) {
+            rich_scores<ROWS, KEYS>(s, a, rows, rows.block_row + row, t * width + x);
+        } else if (partial) {
+            mask_scores<ROWS, KEYS>(s, a.scale_log2, rows, rows.block_row + row, t * width + x);
         } else {
 #pragma unroll
             for (int r = 0; r < ROWS; r++)

@@ -33,9 +33,9 @@
  * step). Larger dims leave less shared memory and fewer registers for rows. */
 #define FLASH_FWD_F32_SM80_TILES(T) \
     /*  qk   v   rows keys */ \
-    T(  64,  64, 8,   4) \
-    T( 128, 128, 8,   4) \
-    T( 256, 256, 4,   2)
+    T(  64,  64, 8,   8) \
+    T( 128, 128, 8,   6) \
+    T( 256, 256, 8,   2)
 #define FLASH_FWD_F32_SM80_SMEM(qk, v, rows, keys) \
     (4 * (16 * (rows) * ((qk) + 4) + 16 * (keys) * ((qk) + 4 + (v) + 4) + 16 * (rows) * (16 * (keys) + 4)))
 
@@ -49,16 +49,18 @@ typedef struct flash_fwd_args {
     uint32_t group; /* heads whose blocks run together, so that their K and V share the L2 cache */
 } flash_fwd_args;
 
-/* How many heads run side by side: K and V of a group fit a good half of the L2 cache; where rows differ in
- * length, a group also fills the device (slots: blocks that run at once) four times, so that the last one
- * ends evenly. Whole groups of query heads; all groups about the same size. */
+/* How many heads' blocks run side by side. Rows of one length: the query heads of one K/V head, so that few K
+ * and V are in flight at a time and stay in the L2 cache. Rows of different lengths: a group also fills the
+ * device (slots: blocks that run at once) four times, the longest rows first, so that it ends evenly; as far
+ * as K and V of a group fit half of the L2 cache. Whole groups of query heads, all about the same size. */
 static inline int64_t attn_flash_group(const attn_problem *p, int64_t row_blocks, int64_t l2_bytes,
                                        int64_t slots) {
     const int64_t heads = p->batch * p->q_heads, per_kv_head = p->q_heads / p->kv_heads;
     const int64_t bytes = (p->kv_len + 1) * (p->qk_dim + p->v_dim) * (p->dtype == ATTN_F32 ? 4 : 2);
     const int uneven = p->causal || p->window_left >= 0 || p->window_right >= 0;
-    int64_t group = l2_bytes * 5 / 8 / bytes * per_kv_head;
-    if (uneven && group < 4 * slots / (row_blocks + 1)) group = 4 * slots / (row_blocks + 1);
+    if (!uneven) return per_kv_head;
+    int64_t group = l2_bytes / 2 / bytes * per_kv_head;
+    if (group < 4 * slots / (row_blocks + 1)) group = 4 * slots / (row_blocks + 1);
     if (group < 1) group = 1;
     const int64_t groups = (heads + group - 1) / group, even = groups ? (heads + groups - 1) / groups : 1;
     return (even + per_kv_head - 1) / per_kv_head * per_kv_head;
