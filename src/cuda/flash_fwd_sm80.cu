@@ -276,39 +276,61 @@ template <int DTYPE, int DV, int KEYS, int THREADS> PTX_INLINE int clear_nonfini
 
 /* ---- the end: O / l and LSE ---- */
 
-template <int DTYPE, int DV, int ROWS, int RICH>
-PTX_INLINE void store(float (&o)[ROWS][DV / 8][4], float (&l)[ROWS][2], const float (&m)[ROWS][2],
-                      const flash_fwd_args &a, const block_rows &rows, uint32_t o_smem, uint32_t warp_bytes) {
-    const int thread = recompute((int)threadIdx.x), lane = thread % 32;
-    const int first_row = rows.block_row + thread / 32 * ROWS * 16;
-    const uint32_t warp_smem = o_smem + thread / 32 * warp_bytes;
+/* o = O of this lane's rows (0 where a row saw no key), and their LSE. */
+template <int DV, int ROWS>
+PTX_INLINE void divide(float (&o)[ROWS][DV / 8][4], const float (&l)[ROWS][2], const float (&m)[ROWS][2],
+                       const flash_fwd_args &a, const block_rows &rows, int lane_row) {
 #pragma unroll
     for (int r = 0; r < ROWS; r++)
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            const int row = 16 * r + 8 * half + lane / 4, i = first_row + row;
+            const int i = lane_row + 16 * r + 8 * half;
             const float sum = i < rows.q_len ? quad_sum(l[r][half]) : quad_sum(0);
             const float sink = a.p.has_sinks ? exp2_approx(a.t.sinks[rows.h] * log2_e - m[r][half]) : 0;
             const float inverse = 1 / (sum + sink);
-            if (a.t.lse && i < rows.q_rows && lane % 4 == 0)
+            if (a.t.lse && i < rows.q_rows && threadIdx.x % 4 == 0)
                 a.t.lse[attn_lse_offset(&a.p, &rows.s, i, rows.h)] =
                     sum == 0 ? -INFINITY : m[r][half] * ln_2 + logf(sum);
 #pragma unroll
-            for (int n = 0; n < DV / 8; n++) {
-                const float x = sum == 0 ? 0 : o[r][n][2 * half] * inverse;
-                const float y = sum == 0 ? 0 : o[r][n][2 * half + 1] * inverse;
-                if (a.p.o_dtype == ATTN_F32) {
-                    const int d = 8 * n + 2 * (lane % 4);
-                    float *to = (float *)a.t.o + attn_q_offset(&rows.s, a.p.o_stride, i, rows.h) + d;
-                    if (i < rows.q_rows && d < a.p.v_dim) to[0] = x;
-                    if (i < rows.q_rows && d + 1 < a.p.v_dim) to[1] = y;
-                } else {
-                    store_smem_4(warp_smem + tile_offset<DV>(row, n) + 4 * (lane % 4),
-                                 pack_halves<DTYPE>(x, y));
-                }
-            }
+            for (int n = 0; n < DV / 8; n++)
+#pragma unroll
+                for (int e = 2 * half; e < 2 * half + 2; e++) o[r][n][e] = sum == 0 ? 0 : o[r][n][e] * inverse;
         }
-    if (a.p.o_dtype == ATTN_F32) return;
+}
+
+template <int DV, int ROWS>
+PTX_INLINE void store_f32(const float (&o)[ROWS][DV / 8][4], const flash_fwd_args &a, const block_rows &rows,
+                          int lane_row) {
+#pragma unroll
+    for (int r = 0; r < ROWS; r++)
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            const int i = lane_row + 16 * r + 8 * half;
+            if (i >= rows.q_rows) continue;
+            float *to = (float *)a.t.o + attn_q_offset(&rows.s, a.p.o_stride, i, rows.h);
+#pragma unroll
+            for (int n = 0; n < DV / 8; n++)
+#pragma unroll
+                for (int e = 0; e < 2; e++) {
+                    const int d = 8 * n + 2 * ((int)threadIdx.x % 4) + e;
+                    if (d < a.p.v_dim) to[d] = o[r][n][2 * half + e];
+                }
+        }
+}
+
+/* Through the warp's part of shared memory, so that it leaves in whole rows. */
+template <int DTYPE, int DV, int ROWS, int RICH>
+PTX_INLINE void store_halves(const float (&o)[ROWS][DV / 8][4], const flash_fwd_args &a,
+                             const block_rows &rows, int first_row, uint32_t warp_smem) {
+    const int lane = (int)threadIdx.x % 32;
+#pragma unroll
+    for (int r = 0; r < ROWS; r++)
+#pragma unroll
+        for (int half = 0; half < 2; half++)
+#pragma unroll
+            for (int n = 0; n < DV / 8; n++)
+                store_smem_4(warp_smem + tile_offset<DV>(16 * r + 8 * half + lane / 4, n) + 4 * (lane % 4),
+                             pack_halves<DTYPE>(o[r][n][2 * half], o[r][n][2 * half + 1]));
     warp_barrier();
 #pragma unroll 4
     for (int item = lane; item < ROWS * 16 * DV / 8; item += 32) {
@@ -324,6 +346,15 @@ PTX_INLINE void store(float (&o)[ROWS][DV / 8][4], float (&l)[ROWS][2], const fl
             for (int e = 0; e < 8; e++)
                 if (e < count) to[e] = (uint16_t)(r[e / 2] >> 16 * (e % 2));
     }
+}
+
+template <int DTYPE, int DV, int ROWS, int RICH>
+PTX_INLINE void store(float (&o)[ROWS][DV / 8][4], const float (&l)[ROWS][2], const float (&m)[ROWS][2],
+                      const flash_fwd_args &a, const block_rows &rows, uint32_t o_smem, uint32_t warp_bytes) {
+    const int thread = recompute((int)threadIdx.x), first_row = rows.block_row + thread / 32 * ROWS * 16;
+    divide<DV, ROWS>(o, l, m, a, rows, first_row + thread % 32 / 4);
+    if (a.p.o_dtype == ATTN_F32) store_f32<DV, ROWS>(o, a, rows, first_row + thread % 32 / 4);
+    else store_halves<DTYPE, DV, ROWS, RICH>(o, a, rows, first_row, o_smem + thread / 32 * warp_bytes);
 }
 
 /* ---- the kernel ---- */
