@@ -25,7 +25,9 @@ enum {
     ATTN_NEEDS_V_IN_K     = 1 << 14,
     ATTN_NEEDS_O_F32      = 1 << 15, /* O wider than Q, K, V */
     ATTN_NEEDS_STRICT     = 1 << 16,
-    ATTN_NEEDS_ALL        = (1 << 17) - 1
+    ATTN_NEEDS_ROTARY     = 1 << 17, /* these two: the cache append */
+    ATTN_NEEDS_CONVERT    = 1 << 18, /* new_dtype != dtype */
+    ATTN_NEEDS_ALL        = (1 << 19) - 1
 };
 
 #define ATTN_DTYPE_BIT(dtype) (1u << (dtype))
@@ -75,12 +77,32 @@ unsigned    attn_problem_needs(const attn_problem *resolved);
 const char *attn_needs_sentence(unsigned needs_bit);
 int64_t     attn_dtype_size(attn_dtype dtype);     /* bytes; 0 for an unknown one */
 
+attn_status attn_check_range(const char *field, int64_t value, int64_t low, int64_t high);
+/* Strides not negative, offsets within 62 bits. */
+attn_status attn_check_tensor(const char *field, attn_dtype dtype, attn_stride s, int64_t batch, int64_t seq,
+                              int64_t heads, int64_t dim);
+/* Might two rows of `width` elements share one? Extents and strides: batch, seq, head; they passed the check above. */
+int         attn_rows_overlap(const int64_t extents[3], const int64_t strides[3], int64_t width);
+
+/* append.c: what ATTN_KV_APPEND needs where problem.c, plan.c and run.c check a problem and its tensors. */
+void        attn_append_sizes(attn_problem *p);        /* before the defaults */
+attn_status attn_append_complete(attn_problem *p);     /* after them: its strides, and all its checks */
+unsigned    attn_append_needs(const attn_problem *p);
+int         attn_append_is_tiny(const attn_problem *p);
+attn_status attn_append_check_pointers(const attn_problem *p, const attn_tensors *t);
+attn_status attn_append_check_lengths(const attn_problem *p, const attn_tensors *t);
+
 /* plan.c: NULL = fits; otherwise why not. cuda_device: ordinal, for CUDA kernels. */
 const char *attn_kernel_refuses(const attn_kernel *kernel, const attn_problem *resolved, int cuda_device);
 const char *attn_kernel_unavailable(const attn_kernel *kernel, int cuda_device);
 
-/* run.c: lengths and page ids of `t` (host memory) within their limits? */
+/* run.c: lengths and page ids of `t` (host memory) within their limits? Then its single checks, each with a message
+ * that names the field. */
 attn_status attn_check_lengths(const attn_problem *p, const attn_tensors *t);
+attn_status attn_check_pointer(const char *field, const void *pointer, int needed, size_t alignment);
+attn_status attn_check_entry(const char *field, int64_t b, int64_t value, int64_t low, int64_t high);
+attn_status attn_check_offsets(const char *field, const int32_t *offsets, int64_t batch, int64_t total, int64_t longest,
+                               const char *maximum);
 
 /* isa.c: bits of the instruction sets that this CPU, its OS and ATTN_CPU_ISA let us use. */
 unsigned attn_isa_bits(void);

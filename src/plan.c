@@ -70,7 +70,8 @@ static attn_status choose(const attn_kernel **out, const attn_problem *p, const 
             return ATTN_OK;
         }
     return attn_fail(ATTN_UNSUPPORTED, "no kernel for this problem%s: attn_explain says why",
-                     p->pass != ATTN_FORWARD ? " (only ATTN_FORWARD is computed)" : "");
+                     p->pass != ATTN_FORWARD && p->pass != ATTN_KV_APPEND
+                         ? " (only ATTN_FORWARD and ATTN_KV_APPEND are computed)" : "");
 }
 
 /* ---- options ---- */
@@ -97,6 +98,7 @@ static attn_status import_options(attn_options *to, const attn_options *from) {
 static int is_tiny(const attn_problem *p) {
     const int64_t factors[] = { p->q_heads, p->q_len, p->kv_len, p->qk_dim + p->v_dim };
     int64_t product = p->batch;
+    if (p->pass == ATTN_KV_APPEND) return attn_append_is_tiny(p);
     for (size_t i = 0; i < sizeof factors / sizeof *factors; i++)
         if (!attn_multiply(product, factors[i], &product)) return 0;
     return product < 131072;

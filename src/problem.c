@@ -20,7 +20,7 @@ int64_t attn_dtype_size(attn_dtype dtype) {
 
 /* ---- checks that name the field ---- */
 
-static attn_status check_range(const char *field, int64_t value, int64_t low, int64_t high) {
+attn_status attn_check_range(const char *field, int64_t value, int64_t low, int64_t high) {
     if (value >= low && value <= high) return ATTN_OK;
     return attn_fail(ATTN_INVALID, "%s = %lld: must be %lld .. %lld", field, (long long)value, (long long)low,
                      (long long)high);
@@ -35,7 +35,7 @@ typedef struct { const char *field; int64_t value, low, high; } range_row;
 
 static attn_status check_ranges(const range_row *rows, int count) {
     for (int i = 0; i < count; i++)
-        if (check_range(rows[i].field, rows[i].value, rows[i].low, rows[i].high)) return ATTN_INVALID;
+        if (attn_check_range(rows[i].field, rows[i].value, rows[i].low, rows[i].high)) return ATTN_INVALID;
     return ATTN_OK;
 }
 
@@ -196,8 +196,8 @@ static attn_status check_extent(const char *field, int64_t element_size, const i
     return ATTN_OK;
 }
 
-static attn_status check_tensor(const char *field, attn_dtype dtype, attn_stride s, int64_t batch, int64_t seq,
-                                int64_t heads, int64_t dim) {
+attn_status attn_check_tensor(const char *field, attn_dtype dtype, attn_stride s, int64_t batch, int64_t seq,
+                              int64_t heads, int64_t dim) {
     const int64_t extents[4] = { batch, seq, heads, dim }, strides[4] = { s.batch, s.seq, s.head, 1 };
     return check_extent(field, attn_dtype_size(dtype), extents, strides);
 }
@@ -210,7 +210,7 @@ static attn_status check_scores(const char *field, int64_t element_size, attn_sc
 
 /* Taken from the smallest stride up, every dim must step over all that the dims inside it reach: then no two rows of
  * `width` elements share one. (Extents and strides have passed check_extent: nothing here overflows.) */
-static int rows_overlap(const int64_t extents[3], const int64_t strides[3], int64_t width) {
+int attn_rows_overlap(const int64_t extents[3], const int64_t strides[3], int64_t width) {
     int order[3] = { 0, 1, 2 };
     if (!extents[0] || !extents[1] || !extents[2]) return 0;
     for (int i = 1; i < 3; i++)
@@ -237,10 +237,10 @@ static attn_status check_outputs(const attn_problem *p) {
                   lse[4] = { p->lse_stride.batch, p->lse_stride.seq, p->lse_stride.head, 1 };
     if (check_extent("lse_stride", 4, extents, lse)) return ATTN_INVALID;
     if (!batch || !seq) return ATTN_OK;
-    if (rows_overlap(extents, o, p->v_dim))
+    if (attn_rows_overlap(extents, o, p->v_dim))
         return attn_fail(ATTN_INVALID, "o_stride = {%lld, %lld, %lld}: rows of O may not share memory",
                          (long long)o[0], (long long)o[1], (long long)o[2]);
-    if (rows_overlap(extents, lse, 1))
+    if (attn_rows_overlap(extents, lse, 1))
         return attn_fail(ATTN_INVALID, "lse_stride = {%lld, %lld, %lld}: rows of LSE may not share memory",
                          (long long)lse[0], (long long)lse[2], (long long)lse[1]);
     return ATTN_OK;
@@ -250,10 +250,10 @@ static attn_status check_strides(const attn_problem *p) {
     const int64_t q_batch = p->packed_q ? 1 : p->batch, q_seq = p->packed_q ? p->q_total : p->q_len;
     const int64_t kv_batch = p->page_size ? p->pages : p->packed_kv ? 1 : p->kv_batch;
     const int64_t kv_seq = p->page_size ? p->page_size : p->packed_kv ? p->kv_total : p->kv_len;
-    if (check_tensor("q_stride", p->dtype, p->q_stride, q_batch, q_seq, p->q_heads, p->qk_dim) ||
-        check_tensor("k_stride", p->dtype, p->k_stride, kv_batch, kv_seq, p->kv_heads, p->qk_dim) ||
-        check_tensor("v_stride", p->dtype, p->v_stride, kv_batch, kv_seq, p->kv_heads, p->v_dim) ||
-        check_tensor("o_stride", p->o_dtype, p->o_stride, q_batch, q_seq, p->q_heads, p->v_dim) || check_outputs(p))
+    if (attn_check_tensor("q_stride", p->dtype, p->q_stride, q_batch, q_seq, p->q_heads, p->qk_dim) ||
+        attn_check_tensor("k_stride", p->dtype, p->k_stride, kv_batch, kv_seq, p->kv_heads, p->qk_dim) ||
+        attn_check_tensor("v_stride", p->dtype, p->v_stride, kv_batch, kv_seq, p->kv_heads, p->v_dim) ||
+        attn_check_tensor("o_stride", p->o_dtype, p->o_stride, q_batch, q_seq, p->q_heads, p->v_dim) || check_outputs(p))
         return ATTN_INVALID;
     if (p->bias_dtype && check_scores("bias_stride", attn_dtype_size(p->bias_dtype), p->bias_stride, p))
         return ATTN_INVALID;
@@ -280,11 +280,12 @@ static attn_status check_products(const attn_problem *p) {
 }
 
 static attn_status complete(attn_problem *p) {
+    if (p->pass == ATTN_KV_APPEND) attn_append_sizes(p);
     default_values(p);
     if (check_enums(p) || check_flags(p) || check_sizes(p)) return ATTN_INVALID;
     if (check_relations(p) || check_products(p)) return ATTN_INVALID;
     default_strides(p);
-    return check_strides(p);
+    return p->pass == ATTN_KV_APPEND ? attn_append_complete(p) : check_strides(p);
 }
 
 attn_status attn_problem_import(attn_problem *to, const attn_problem *from) {
@@ -311,6 +312,7 @@ attn_status attn_problem_resolve(attn_problem *problem) {
 
 unsigned attn_problem_needs(const attn_problem *p) {
     unsigned needs = 0;
+    if (p->pass == ATTN_KV_APPEND) return attn_append_needs(p);
     if (p->causal)                                 needs |= ATTN_NEEDS_CAUSAL;
     if (p->window && (p->window_left >= 0 || p->window_right >= 0)) needs |= ATTN_NEEDS_WINDOW;
     if (p->bias_dtype)                             needs |= ATTN_NEEDS_BIAS;
@@ -350,6 +352,8 @@ const char *attn_needs_sentence(unsigned bit) {
     case ATTN_NEEDS_V_IN_K:   return "no V inside K";
     case ATTN_NEEDS_O_F32:    return "O only in the dtype of Q";
     case ATTN_NEEDS_STRICT:   return "no strict mode";
+    case ATTN_NEEDS_ROTARY:   return "no rotary embedding";
+    case ATTN_NEEDS_CONVERT:  return "new rows only in the dtype of the cache";
     default:                  return "a feature is missing";
     }
 }

@@ -13,7 +13,7 @@
 
 /* ---- pointers ---- */
 
-static attn_status check_pointer(const char *field, const void *pointer, int needed, size_t alignment) {
+attn_status attn_check_pointer(const char *field, const void *pointer, int needed, size_t alignment) {
     if (!pointer) return needed ? attn_fail(ATTN_INVALID, "tensors.%s = NULL: the problem needs it", field) : ATTN_OK;
     if ((uintptr_t)pointer % alignment)
         return attn_fail(ATTN_INVALID, "tensors.%s = %p: must be aligned to %zu bytes", field, pointer, alignment);
@@ -21,6 +21,7 @@ static attn_status check_pointer(const char *field, const void *pointer, int nee
 }
 
 static attn_status check_pointers(const attn_problem *p, const attn_tensors *t) {
+    if (p->pass == ATTN_KV_APPEND) return attn_append_check_pointers(p, t);
     const size_t element = (size_t)attn_dtype_size(p->dtype);
     const int any_q = p->batch && (p->packed_q ? p->q_total : p->q_len);
     const int any_kv = any_q && (p->packed_kv ? p->kv_total : p->kv_len), any_batch = p->batch != 0;
@@ -39,14 +40,14 @@ static attn_status check_pointers(const attn_problem *p, const attn_tensors *t) 
         { "block_table", t->block_table, p->page_size && any_kv, 4 },
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
-        if (check_pointer(rows[i].field, rows[i].pointer, rows[i].needed, rows[i].alignment)) return ATTN_INVALID;
+        if (attn_check_pointer(rows[i].field, rows[i].pointer, rows[i].needed, rows[i].alignment)) return ATTN_INVALID;
     return ATTN_OK;
 }
 
 /* ---- lengths and page ids, where the host can read them ---- */
 
-static attn_status check_offsets(const char *field, const int32_t *offsets, int64_t batch, int64_t total,
-                                 int64_t longest, const char *maximum) {
+attn_status attn_check_offsets(const char *field, const int32_t *offsets, int64_t batch, int64_t total, int64_t longest,
+                               const char *maximum) {
     for (int64_t b = 0; b <= batch; b++) {
         const int64_t length = b ? (int64_t)offsets[b] - offsets[b - 1] : 0;
         if (offsets[b] < 0 || offsets[b] > total || length < 0 || (!b && offsets[b]))
@@ -59,7 +60,7 @@ static attn_status check_offsets(const char *field, const int32_t *offsets, int6
     return ATTN_OK;
 }
 
-static attn_status check_entry(const char *field, int64_t b, int64_t value, int64_t low, int64_t high) {
+attn_status attn_check_entry(const char *field, int64_t b, int64_t value, int64_t low, int64_t high) {
     if (value >= low && value <= high) return ATTN_OK;
     return attn_fail(ATTN_INVALID, "%s[%lld] = %lld: must be %lld .. %lld", field, (long long)b, (long long)value,
                      (long long)low, (long long)high);
@@ -78,18 +79,19 @@ static attn_status check_pages(const attn_problem *p, const attn_tensors *t, int
 static attn_status check_sequence(const attn_problem *p, const attn_tensors *t, int64_t b) {
     const int64_t q_rows = p->packed_q ? t->cu_seqlens_q[b + 1] - t->cu_seqlens_q[b] : p->q_len;
     const int64_t kv_rows = p->packed_kv ? t->cu_seqlens_kv[b + 1] - t->cu_seqlens_kv[b] : p->kv_len;
-    if (p->has_seqused_q && check_entry("seqused_q", b, t->seqused_q[b], 0, q_rows)) return ATTN_INVALID;
-    if (p->has_seqused_kv && check_entry("seqused_kv", b, t->seqused_kv[b], 0, kv_rows)) return ATTN_INVALID;
-    if (p->has_leftpad_kv && check_entry("leftpad_kv", b, t->leftpad_kv[b], 0, kv_rows)) return ATTN_INVALID;
-    if (p->has_kv_batch_index && check_entry("kv_batch_index", b, t->kv_batch_index[b], 0, p->kv_batch - 1))
+    if (p->has_seqused_q && attn_check_entry("seqused_q", b, t->seqused_q[b], 0, q_rows)) return ATTN_INVALID;
+    if (p->has_seqused_kv && attn_check_entry("seqused_kv", b, t->seqused_kv[b], 0, kv_rows)) return ATTN_INVALID;
+    if (p->has_leftpad_kv && attn_check_entry("leftpad_kv", b, t->leftpad_kv[b], 0, kv_rows)) return ATTN_INVALID;
+    if (p->has_kv_batch_index && attn_check_entry("kv_batch_index", b, t->kv_batch_index[b], 0, p->kv_batch - 1))
         return ATTN_INVALID;
     return p->page_size ? check_pages(p, t, b, p->has_seqused_kv ? t->seqused_kv[b] : p->kv_len) : ATTN_OK;
 }
 
 attn_status attn_check_lengths(const attn_problem *p, const attn_tensors *t) {
-    if (p->packed_q && check_offsets("cu_seqlens_q", t->cu_seqlens_q, p->batch, p->q_total, p->q_len, "q_len"))
+    if (p->pass == ATTN_KV_APPEND) return attn_append_check_lengths(p, t);
+    if (p->packed_q && attn_check_offsets("cu_seqlens_q", t->cu_seqlens_q, p->batch, p->q_total, p->q_len, "q_len"))
         return ATTN_INVALID;
-    if (p->packed_kv && check_offsets("cu_seqlens_kv", t->cu_seqlens_kv, p->batch, p->kv_total, p->kv_len, "kv_len"))
+    if (p->packed_kv && attn_check_offsets("cu_seqlens_kv", t->cu_seqlens_kv, p->batch, p->kv_total, p->kv_len, "kv_len"))
         return ATTN_INVALID;
     if (!p->has_seqused_q && !p->has_seqused_kv && !p->has_leftpad_kv && !p->has_kv_batch_index && !p->page_size)
         return ATTN_OK;
@@ -122,7 +124,8 @@ static attn_status run_kernel(const attn_plan *plan, const attn_tensors *t, void
 static attn_status run_checked(const attn_plan *plan, const attn_tensors *t, void *workspace, void *stream) {
     const int saved = errno;
     const attn_float_mode mode = attn_float_enter();
-    if (plan->problem.device == ATTN_CPU && plan->problem.has_seqused_q) clear_unused_rows(&plan->problem, t);
+    const attn_problem *p = &plan->problem;
+    if (p->device == ATTN_CPU && p->pass == ATTN_FORWARD && p->has_seqused_q) clear_unused_rows(p, t);
     const attn_status status = run_kernel(plan, t, workspace, stream);
     attn_float_leave(mode);
     errno = saved;
@@ -142,7 +145,8 @@ attn_status attn_run(const attn_plan *plan, const attn_tensors *caller_tensors, 
     if (plan->workspace && (!workspace || (uintptr_t)workspace % alignment))
         return attn_fail(ATTN_INVALID, "workspace = %p: the plan needs %lld bytes aligned to %zu", workspace,
                          (long long)plan->workspace, alignment);
-    if (!p->batch || !(p->packed_q ? p->q_total : p->q_len)) return ATTN_OK;
+    if (!p->batch) return ATTN_OK;
+    if (p->pass == ATTN_FORWARD && !(p->packed_q ? p->q_total : p->q_len)) return ATTN_OK;
     if (p->device == ATTN_CPU && attn_check_lengths(p, &t)) return ATTN_INVALID;
     return run_checked(plan, &t, workspace, stream);
 }
@@ -166,7 +170,7 @@ attn_status attn_plan_schedule(const attn_plan *plan, const attn_tensors *caller
         { "leftpad_kv", &t.leftpad_kv, all.leftpad_kv, p->has_leftpad_kv },
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
-        if (check_pointer(rows[i].field, rows[i].from, rows[i].needed && p->batch, 4)) return ATTN_INVALID;
+        if (attn_check_pointer(rows[i].field, rows[i].from, rows[i].needed && p->batch, 4)) return ATTN_INVALID;
         *rows[i].to = rows[i].from;
     }
 #if defined(ATTN_WITH_CUDA)

@@ -445,7 +445,7 @@ static void bad_workspace(void **state) {
 
 static void reserved_passes(void **state) {
     (void)state;
-    static const attn_pass passes[] = { ATTN_BACKWARD, ATTN_KV_APPEND, ATTN_MERGE };
+    static const attn_pass passes[] = { ATTN_BACKWARD, ATTN_MERGE };
     for (size_t i = 0; i < sizeof passes / sizeof *passes; i++) {
         attn_problem p = small_problem(1, 1, 1, 1, 1, 1);
         attn_plan *plan;

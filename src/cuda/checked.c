@@ -3,7 +3,7 @@
 #include "image.h"
 #include <stdlib.h>
 
-enum { ARRAYS = 6 };
+enum { ARRAYS = 8 };
 
 typedef struct { const int32_t **pointer; int64_t count; int used; int32_t *copy; } array_row;
 
@@ -35,16 +35,20 @@ attn_status attn_cuda_check_lengths(const attn_problem *p, const attn_tensors *d
     if (p->batch && (!attn_multiply(p->batch - 1, p->block_table_stride, &entries) ||
                      entries > INT64_MAX - p->block_table_cols))
         return attn_fail(ATTN_INVALID, "block_table_stride: the table overflows 64 bits");
+    const int append = p->pass == ATTN_KV_APPEND, q = !append || p->write_q;
     array_row rows[ARRAYS] = {
-        { &t.cu_seqlens_q, p->batch + 1, p->packed_q, NULL }, { &t.cu_seqlens_kv, p->batch + 1, p->packed_kv, NULL },
-        { &t.seqused_q, p->batch, p->has_seqused_q, NULL }, { &t.seqused_kv, p->batch, p->has_seqused_kv, NULL },
+        { &t.cu_seqlens_q, p->batch + 1, q && p->packed_q, NULL },
+        { &t.cu_seqlens_new, p->batch + 1, append && p->packed_new, NULL },
+        { &t.rotary_offsets, p->batch, append && p->rotary_dim && p->has_rotary_offsets, NULL },
+        { &t.cu_seqlens_kv, p->batch + 1, p->packed_kv, NULL },
+        { &t.seqused_q, p->batch, q && p->has_seqused_q, NULL }, { &t.seqused_kv, p->batch, p->has_seqused_kv, NULL },
         { &t.leftpad_kv, p->batch, p->has_leftpad_kv, NULL },
         { &t.kv_batch_index, p->batch, p->has_kv_batch_index, NULL },
     };
     array_row table = { &t.block_table, entries + p->block_table_cols, p->page_size != 0, NULL };
     attn_status status = wait(driver, stream);
     for (int i = 0; i < ARRAYS && !status; i++)
-        if (rows[i].used) status = fetch(driver, &rows[i]);
+        if (rows[i].used && *rows[i].pointer) status = fetch(driver, &rows[i]);
     if (!status && table.used && t.block_table) status = fetch(driver, &table);
     if (!status) status = attn_check_lengths(p, &t);
     for (int i = 0; i < ARRAYS; i++) free(rows[i].copy);

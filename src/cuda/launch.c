@@ -39,12 +39,19 @@ enum { MAX_FIELDS = 32 };
 static int used_fields(field_row rows[MAX_FIELDS], const attn_plan *plan, const attn_tensors *t,
                        const field_row *memory) {
     const attn_problem *p = &plan->problem;
+    const int append = p->pass == ATTN_KV_APPEND, forward = !append, q = forward || p->write_q;
+    const int turned = append && p->rotary_dim;
     const struct { const char *field; const void *pointer; int used; } all[] = {
-        { "q", t->q, 1 }, { "k", t->k, 1 }, { "v", t->v, 1 }, { "o", t->o, 1 }, { "lse", t->lse, 1 },
-        { "bias", t->bias, p->bias_dtype != 0 }, { "mask", t->mask, p->has_mask },
-        { "alibi_slopes", t->alibi_slopes, p->alibi != 0 }, { "sinks", t->sinks, p->has_sinks },
-        { "cu_seqlens_q", t->cu_seqlens_q, p->packed_q }, { "cu_seqlens_kv", t->cu_seqlens_kv, p->packed_kv },
-        { "seqused_q", t->seqused_q, p->has_seqused_q }, { "seqused_kv", t->seqused_kv, p->has_seqused_kv },
+        { "q", t->q, q }, { "k", t->k, 1 }, { "v", t->v, 1 }, { "o", t->o, forward }, { "lse", t->lse, forward },
+        { "bias", t->bias, forward && p->bias_dtype }, { "mask", t->mask, forward && p->has_mask },
+        { "alibi_slopes", t->alibi_slopes, forward && p->alibi }, { "sinks", t->sinks, forward && p->has_sinks },
+        { "k_new", t->k_new, append }, { "v_new", t->v_new, append && !p->v_in_k },
+        { "q_out", t->q_out, append && p->write_q }, { "rotary_cos", t->rotary_cos, turned },
+        { "rotary_sin", t->rotary_sin, turned }, { "rotary_offsets", t->rotary_offsets, turned && p->has_rotary_offsets },
+        { "cu_seqlens_new", t->cu_seqlens_new, append && p->packed_new },
+        { "seqused_kv_out", t->seqused_kv_out, append },
+        { "cu_seqlens_q", t->cu_seqlens_q, q && p->packed_q }, { "cu_seqlens_kv", t->cu_seqlens_kv, p->packed_kv },
+        { "seqused_q", t->seqused_q, q && p->has_seqused_q }, { "seqused_kv", t->seqused_kv, p->has_seqused_kv },
         { "leftpad_kv", t->leftpad_kv, p->has_leftpad_kv },
         { "kv_batch_index", t->kv_batch_index, p->has_kv_batch_index },
         { "block_table", t->block_table, p->page_size != 0 }, { "schedule", t->schedule, plan->schedule_bytes != 0 },
