@@ -31,21 +31,52 @@ say() { printf '%s\n' "$*" | tee -a "$results"; }
 
 # step NAME SECONDS COMMAND...: bounded; its output goes to the file, the end of it to the terminal if it fails.
 step() {
-    local name=$1 limit=$2 start=$SECONDS log rc
-    shift 2
+    local log
     log=$(mktemp)
+    bounded "$log" "$@"
+    report "$log" "$@"
+}
+
+# Run a step's command, its output and then its exit code and seconds into LOG.
+bounded() {
+    local log=$1 limit=$3 start=$SECONDS rc
+    shift 3
     timeout -k 5 "$limit" "$@" >"$log" 2>&1
     rc=$?
+    echo "$rc $((SECONDS - start))" >"$log.rc"
+}
+
+report() {
+    local log=$1 name=$2 limit=$3 rc seconds
+    shift 3
+    read -r rc seconds <"$log.rc" || rc=1 seconds=0
     { printf '\n== %s: %s\n' "$name" "${*//$root\//}"; sed "s|$root/||g;s|$build|build|g;s|/tmp/tmp[^ /]*/||g" "$log"; } >>"$results"
-    if [ $rc -eq 0 ]; then
-        say "-- $name: ok, $((SECONDS - start)) s"
+    if [ "$rc" -eq 0 ]; then
+        say "-- $name: ok, $seconds s"
     else
-        [ $rc -ne 124 ] || say "   stopped after $limit s"
+        [ "$rc" -ne 124 ] || say "   stopped after $limit s"
         tail -n 25 "$log"
-        say "-- $name: FAILED (exit code $rc), $((SECONDS - start)) s"
+        say "-- $name: FAILED (exit code $rc), $seconds s"
         failed="$failed $name"
     fi
-    rm -f "$log"
+    rm -f "$log" "$log.rc"
+}
+
+# beside NAME SECONDS COMMAND...: queue a step that measures no time; `together` runs all that are queued at once and
+# reports them in order. The checkers wait for float64 on the CPU most of the time.
+queue=() logs=()
+beside() {
+    local log
+    log=$(mktemp)
+    bounded "$log" "$@" &
+    logs+=("$log")
+    queue+=("$(printf '%q ' "$@")")
+}
+together() {
+    local i
+    wait
+    for i in "${!queue[@]}"; do eval "report ${logs[$i]} ${queue[$i]}"; done
+    queue=() logs=()
 }
 
 skip() { say "-- $1: skipped, $2"; skipped="$skipped $1"; }
@@ -53,13 +84,16 @@ skip() { say "-- $1: skipped, $2"; skipped="$skipped $1"; }
 # compute-sanitizer's four tools on few small cases: all kernels, grid and random. racecheck does not model the
 # asynchronous copies of sm_90 fully: its silence is weak evidence there, a report is strong.
 sanitizer() {
-    local tool cases
+    local tool cases kernel
     command -v compute-sanitizer >/dev/null || { skip sanitizer "compute-sanitizer is not installed"; return; }
     for tool in memcheck initcheck racecheck synccheck; do
         cases=0.12
         [ $tool != racecheck ] || cases=0.06
-        step "sanitizer-$tool" 100 env ATTN_CHECK_CASES=$cases \
-            compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 5 "$build/tests/test_kernels"
+        for kernel in $kernels; do
+            beside "sanitizer-$tool-$kernel" 100 env ATTN_CHECK_CASES=$cases ATTN_CHECK_KERNEL=$kernel \
+                compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 5 "$build/tests/test_kernels"
+        done
+        together
     done
 }
 
@@ -105,6 +139,9 @@ peers() {
         --json "${results%.txt}.json"
 }
 
+# The CUDA kernels of the forward pass, as the command lists them.
+cuda_kernels() { "$build/attn" info | awk '$2 == "cuda" && $1 !~ /append|merge/ { print $1 }'; }
+
 begin=$SECONDS
 if ! "$build/attn" info | grep -q '^gpu 0:'; then
     say "gpu_check: no GPU here: $("$build/attn" info | sed -n 's/^gpu: //p')"
@@ -112,10 +149,16 @@ if ! "$build/attn" info | grep -q '^gpu 0:'; then
 fi
 say "gpu_check: commit $commit, $(date -u '+%Y-%m-%d %H:%M UTC'), sections: $*"
 say "device: $(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>/dev/null || echo unknown)"
+kernels=$(cuda_kernels)
 for section in "$@"; do
     case $section in
     info) step info 30 "$build/attn" info ;;
-    check) step check 150 env ATTN_CHECK_CASES=2 "$build/tests/test_kernels" ;;
+    check)
+        for kernel in $kernels; do
+            beside "check-$kernel" 150 env ATTN_CHECK_CASES=2 ATTN_CHECK_KERNEL=$kernel "$build/tests/test_kernels"
+        done
+        together
+        ;;
     zoo) step zoo 60 "$build/tests/test_zoo" ;;
     device)
         step device 100 "$build/tests/test_cuda_device"
