@@ -50,7 +50,7 @@ report() {
     local log=$1 name=$2 limit=$3 rc seconds
     shift 3
     read -r rc seconds <"$log.rc" || rc=1 seconds=0
-    { printf '\n== %s: %s\n' "$name" "${*//$root\//}"; sed "s|$root/||g;s|$build|build|g;s|/tmp/tmp[^ /]*/||g" "$log"; } >>"$results"
+    { printf '\n== %s: %s\n' "$name" "$*"; cat "$log"; } | sed "s|$root/||g;s|$build|build|g;s|$(dirname "$results")/||g;s|/tmp/tmp[^ /]*/||g" >>"$results"
     if [ "$rc" -eq 0 ]; then
         say "-- $name: ok, $seconds s"
     else
