@@ -4,8 +4,9 @@
 #
 #     bench/gpu_check.sh [-b BUILD] [-o RESULTS] [-c COMMIT] [SECTION...]
 #
-# Sections: info check zoo device input sanitizer bench f32 peers; all if none is named. Exit code 1: something failed.
-# Needs no compiler and no network; python3 with PyTorch only for peers, compute-sanitizer only for sanitizer (a missing
+# Sections: info check append zoo device input python sanitizer bench f32 peers; all if none is named. Exit code 1:
+# something failed.
+# Needs no compiler and no network; python3 with PyTorch only for peers and python (with pytest and hypothesis), compute-sanitizer only for sanitizer (a missing
 # tool counts as skipped, and the file says so).
 set -u
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -15,11 +16,11 @@ while getopts b:o:c:h option; do
     b) build=$OPTARG ;;
     o) results=$OPTARG ;;
     c) commit=$OPTARG ;;
-    *) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 2 ;;
+    *) sed -n '2,10s/^# \{0,1\}//p' "$0"; exit 2 ;;
     esac
 done
 shift $((OPTIND - 1))
-[ $# -gt 0 ] || set -- info check zoo device input sanitizer bench f32 peers
+[ $# -gt 0 ] || set -- info check append zoo device input python sanitizer bench f32 peers
 build=$(cd "$build" && pwd) || exit 2
 [ -n "$commit" ] || commit=$(git -C "$root" rev-parse --short HEAD 2>/dev/null || cat "$root/commit" 2>/dev/null || echo unknown)
 [ -n "$results" ] || results=$build/gpu-check.txt
@@ -142,6 +143,24 @@ peers() {
 # The CUDA kernels of the forward pass, as the command lists them.
 cuda_kernels() { "$build/attn" info | awk '$2 == "cuda" && $1 !~ /append|merge/ { print $1 }'; }
 
+# The cache append: all cases, garbage in lengths and tables, bandwidth; then under compute-sanitizer.
+append() {
+    step append 60 "$build/tests/test_kv_append"
+    command -v compute-sanitizer >/dev/null || { skip append-memcheck "compute-sanitizer is not installed"; return; }
+    step append-memcheck 90 compute-sanitizer --tool memcheck --error-exitcode 9 --print-limit 5 \
+        "$build/tests/test_kv_append"
+}
+
+# The Python package on CUDA tensors, from the source tree and this build's library; then what a call costs.
+python_package() {
+    command -v python3 >/dev/null && python3 -c 'import torch, pytest, hypothesis, ml_dtypes' 2>/dev/null ||
+        { skip python "python3 lacks torch, pytest, hypothesis or ml_dtypes"; return; }
+    step python 120 env ATTN_LIBRARY="$build/libattn.so" ATTN_TEST_DEVICE=cuda PYTHONDONTWRITEBYTECODE=1 \
+        python3 -m pytest -q -rs -p no:cacheprovider --durations=5 "$root/python/tests/test_kvcache.py" \
+        "$root/python/tests/test_torch.py"
+    step python-overhead 40 env ATTN_LIBRARY="$build/libattn.so" python3 "$root/bench/python_overhead.py" --cuda
+}
+
 begin=$SECONDS
 if ! "$build/attn" info | grep -q '^gpu 0:'; then
     say "gpu_check: no GPU here: $("$build/attn" info | sed -n 's/^gpu: //p')"
@@ -159,6 +178,8 @@ for section in "$@"; do
         done
         together
         ;;
+    append) append ;;
+    python) python_package ;;
     zoo) step zoo 60 "$build/tests/test_zoo" ;;
     device)
         step device 100 "$build/tests/test_cuda_device"

@@ -4,7 +4,7 @@ import os
 import pathlib
 import sys
 
-FORWARD = 0
+FORWARD, KV_APPEND = 0, 2
 CPU, CUDA = 0, 1
 F32, F16, BF16 = 1, 2, 3
 ALIBI_PER_HEAD, ALIBI_PER_BATCH_HEAD = 1, 2

@@ -1,7 +1,9 @@
-"""_shared.py — what the compatibility modules have in common: refusals, padding of odd cases, the cache update."""
+"""_shared.py — what the compatibility modules have in common: refusals, conventions of LSE, the cache update."""
+import numpy as np
 import torch
 
 from .. import _api
+from .._append import kv_append
 
 
 def refuse(condition, what, instead=""):
@@ -15,66 +17,76 @@ def window(pair):
     return (-1 if left is None else left, -1 if right is None else right)
 
 
+def plus_infinity(lse):
+    """LSE of rows without keys as FlashAttention-2 and FlashMLA have it: +inf."""
+    if isinstance(lse, np.ndarray):
+        return np.where(np.isneginf(lse), np.float32(np.inf), lse)
+    return torch.where(torch.isneginf(lse), torch.full_like(lse, float("inf")), lse)
+
+
 def forward(q, k, v, **options):
-    """(out, lse) with FlashAttention-2's sign for rows without keys: LSE = +inf."""
+    """(out, lse) with FlashAttention-2's sign for rows without keys."""
     out, lse = _api.attention(q, k, v, return_lse=True, **options)
-    return out, torch.where(torch.isneginf(lse), torch.full_like(lse, float("inf")), lse)
+    return out, plus_infinity(lse)
 
 
-def as_lengths(value, batch, device):
-    """cache_seqlens as int32 [batch]."""
+def as_lengths(value, batch, like):
+    """cache_seqlens (an int, or [batch]) as contiguous int32 [batch] beside `like`."""
+    if isinstance(like, np.ndarray):
+        return np.ascontiguousarray(np.broadcast_to(np.asarray(value, dtype=np.int32), (batch,)))
     if isinstance(value, int):
-        return torch.full((batch,), value, dtype=torch.int32, device=device)
+        return torch.full((batch,), value, dtype=torch.int32, device=like.device)
     return value.to(torch.int32).contiguous()
 
 
-def rotate(x, cos, sin, positions, interleaved):
-    """Rotary embedding of x [batch, seq, heads, dim] at int positions [batch, seq]; cos, sin [rows, rotary_dim / 2]."""
-    half = cos.shape[-1]
-    c, s = cos[positions].unsqueeze(2).float(), sin[positions].unsqueeze(2).float()
-    turn, keep = x[..., : 2 * half].float(), x[..., 2 * half:]
-    a, b = (turn[..., 0::2], turn[..., 1::2]) if interleaved else (turn[..., :half], turn[..., half:])
-    first, second = a * c - b * s, a * s + b * c
-    turned = torch.stack((first, second), -1).flatten(-2) if interleaved else torch.cat((first, second), -1)
-    return torch.cat((turned.to(x.dtype), keep), -1)
+def _as_int32(x):
+    return x.astype(np.int32) if isinstance(x, np.ndarray) else x.to(torch.int32).contiguous()
 
 
-def cache_rows(cache, lengths, new_rows, batch_index, block_table):
-    """Indices (first, second) into the cache's two leading dims for new_rows rows after each sequence's length."""
-    batch = lengths.shape[0]
-    at = lengths.long().unsqueeze(1) + torch.arange(new_rows, device=lengths.device)
-    if block_table is None:
-        if int(at.max()) >= cache.shape[1]:
-            raise RuntimeError(f"the cache has {cache.shape[1]} rows, the new keys need {int(at.max()) + 1}")
-        rows = torch.arange(batch, device=at.device) if batch_index is None else batch_index.long()
-        return rows.unsqueeze(1).expand_as(at), at
-    page = cache.shape[1]
-    if int(at.max()) >= block_table.shape[1] * page:
-        raise RuntimeError(f"block_table has {block_table.shape[1]} columns of {page} tokens, the new keys need "
-                           f"{int(at.max()) + 1}")
-    return block_table.long().gather(1, at // page), at % page
+def _refuse_overflow(k_cache, block_table, cache_seqlens, rows):
+    """What can be seen without asking the device: lengths given as a number."""
+    capacity = k_cache.shape[1] if block_table is None else block_table.shape[1] * k_cache.shape[1]
+    if isinstance(cache_seqlens, int) and cache_seqlens + rows > capacity:
+        raise RuntimeError(f"{'k_cache' if block_table is None else 'block_table'}: the cache has room for {capacity} "
+                           f"tokens, the new keys need {cache_seqlens + rows}")
+
+
+def append(q, k_cache, v_cache, k, v, rotary_cos, rotary_sin, lengths, moving, **options):
+    """kv_append with FlashAttention's conventions. Returns (q, lengths after)."""
+    after = np.empty_like(lengths) if isinstance(lengths, np.ndarray) else torch.empty_like(lengths)
+    if rotary_cos is not None:
+        options.update(q=q, rotary_cos=rotary_cos, rotary_sin=rotary_sin, rotary_q_fixed=not moving)
+    try:
+        turned = kv_append(k_cache, v_cache, k, v, seqused_kv=lengths, seqused_kv_out=after, **options)
+    except ValueError as error:
+        raise RuntimeError(str(error).replace("tensors.k_new", "k")) from None
+    return (q if turned is None else turned), after
 
 
 def with_cache(q, k_cache, v_cache, k, v, rotary_cos, rotary_sin, cache_seqlens, cache_batch_idx, cache_leftpad,
-               block_table, causal, local, rotary_interleaved):
-    """Append k, v (rotated) to the cache in place, rotate q; returns (q, keyword arguments for forward)."""
-    batch, rows = q.shape[0], q.shape[1]
+               block_table, causal, local, rotary_interleaved, cu_seqlens_q=None, max_q_len=None, cu_seqlens_new=None,
+               rotary_seqlens=None):
+    """Append k, v (rotated) to the cache in place, rotate q; returns (q, keyword arguments for attention)."""
+    batch = q.shape[0] if cu_seqlens_q is None else cu_seqlens_q.shape[0] - 1
     full = k_cache.shape[1] if block_table is None else block_table.shape[1] * k_cache.shape[1]
-    lengths = as_lengths(full if cache_seqlens is None else cache_seqlens, batch, q.device)
-    if k is not None:
-        at = lengths.long().unsqueeze(1)
-        if rotary_cos is not None:
-            k = rotate(k, rotary_cos, rotary_sin, at + torch.arange(k.shape[1], device=q.device), rotary_interleaved)
-            steps = torch.arange(rows, device=q.device) if causal or local else torch.zeros(rows, dtype=torch.long,
-                                                                                            device=q.device)
-            q = rotate(q, rotary_cos, rotary_sin, at + steps, rotary_interleaved)
-        index = cache_rows(k_cache, lengths, k.shape[1], cache_batch_idx, block_table)
-        k_cache[index] = k.to(k_cache.dtype)
-        v_cache[index] = v.to(v_cache.dtype)
-        lengths = lengths + k.shape[1]
-    elif rotary_cos is not None:
+    if k is not None and cache_seqlens is None:
+        raise RuntimeError("cache_seqlens must be passed with new keys k")
+    if k is None and rotary_cos is not None:
         raise ValueError("rotary_cos goes with new k and v")
-    options = {"seqused_kv": lengths, "block_table": block_table, "leftpad_kv": cache_leftpad}
+    options = {"block_table": block_table}
+    if cache_leftpad is not None:
+        options["leftpad_kv"] = _as_int32(cache_leftpad)
     if cache_batch_idx is not None:
-        options["kv_batch_index"] = cache_batch_idx.to(torch.int32)
-    return q, options
+        options["kv_batch_index"] = _as_int32(cache_batch_idx)
+    lengths = as_lengths(full if cache_seqlens is None else cache_seqlens, batch, q)
+    if k is not None:
+        more = {}
+        if rotary_seqlens is not None:          # positions start there instead of at the cache's lengths
+            more["rotary_offsets"] = as_lengths(rotary_seqlens, batch, q) - lengths
+        if cu_seqlens_q is not None:
+            more.update(cu_seqlens_q=cu_seqlens_q, max_q_len=max_q_len)
+        if cu_seqlens_new is None:
+            _refuse_overflow(k_cache, block_table, cache_seqlens, k.shape[1])
+        q, lengths = append(q, k_cache, v_cache, k, v, rotary_cos, rotary_sin, lengths, causal or local,
+                            rotary_interleaved=rotary_interleaved, cu_seqlens_new=cu_seqlens_new, **options, **more)
+    return q, {"seqused_kv": lengths, **options}

@@ -61,18 +61,15 @@ def flash_attn_with_kvcache(q, k_cache, v_cache, k=None, v=None, qv=None, rotary
                             return_softmax_lse=False):
     """Append k, v at cache_seqlens (in place), then attend. → out, or (out, lse, None, None)."""
     _refuse_common(qv, q_descale, k_descale, v_descale, attention_chunk)
-    refuse(cu_seqlens_k_new is not None or rotary_seqlens is not None, "cu_seqlens_k_new / rotary_seqlens")
-    refuse(cu_seqlens_q is not None and k is not None, "appending with packed queries")
+    refuse(page_table is not None and (cache_batch_idx is not None or cache_leftpad is not None),
+           "page_table with cache_batch_idx or cache_leftpad")
+    q, options = with_cache(q, k_cache, v_cache, k, v, rotary_cos, rotary_sin, cache_seqlens, cache_batch_idx,
+                            cache_leftpad, page_table, causal, tuple(window_size) != (-1, -1), rotary_interleaved,
+                            cu_seqlens_q, max_seqlen_q, cu_seqlens_k_new, rotary_seqlens)
     if cu_seqlens_q is not None:
-        out, lse = _api.attention(q, k_cache, v_cache, causal=causal, window=window(window_size), scale=softmax_scale,
-                                  softcap=softcap, cu_seqlens_q=cu_seqlens_q, max_q_len=max_seqlen_q,
-                                  seqused_kv=cache_seqlens, block_table=page_table, return_lse=True)
-    else:
-        q, options = with_cache(q, k_cache, v_cache, k, v, rotary_cos, rotary_sin, cache_seqlens, cache_batch_idx,
-                                cache_leftpad, page_table, causal, tuple(window_size) != (-1, -1),
-                                rotary_interleaved)
-        out, lse = _api.attention(q, k_cache, v_cache, causal=causal, window=window(window_size),
-                                  scale=softmax_scale, softcap=softcap, return_lse=True, **options)
+        options.update(cu_seqlens_q=cu_seqlens_q, max_q_len=max_seqlen_q)
+    out, lse = _api.attention(q, k_cache, v_cache, causal=causal, window=window(window_size), scale=softmax_scale,
+                              softcap=softcap, return_lse=True, **options)
     return (out, lse, None, None) if return_softmax_lse else out
 
 

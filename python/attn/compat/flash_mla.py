@@ -5,10 +5,8 @@ Dense caches only: sparse indices and float8 caches raise NotImplementedError. R
 import dataclasses
 from typing import Any, Optional
 
-import torch
-
 from .. import _api
-from ._shared import refuse
+from ._shared import plus_infinity, refuse
 
 __version__ = "1.0.0+attn"
 
@@ -47,7 +45,7 @@ def flash_mla_with_kvcache(q, k_cache, block_table, cache_seqlens, head_dim_v, t
     out, lse = _api.attention(q, k_cache, v_dim=head_dim_v, block_table=block_table, seqused_kv=cache_seqlens,
                               causal=causal and q.shape[1] > 1, scale=softmax_scale, sinks=attn_sink,
                               return_lse=True)
-    return out, torch.where(torch.isneginf(lse), torch.full_like(lse, float("inf")), lse)
+    return out, plus_infinity(lse)
 
 
 def flash_mla_sparse_fwd(*args, **kwargs):
