@@ -111,6 +111,19 @@ static const char *python_source(const char *script, char *source, char *names, 
     return source;
 }
 
+/* What a .cu file wants from nvcc: the line "nvcc: FLAGS" in its first comment; this machine's GPU if it has none. */
+static void nvcc_flags(const char *path, char *flags, size_t size) {
+    char head[2048];
+    FILE *file = fopen(path, "rb");
+    const size_t n = file ? fread(head, 1, sizeof head - 1, file) : 0;
+    if (file) fclose(file);
+    head[n] = 0;
+    const char *end = strstr(head, "*/"), *wish = strstr(head, "nvcc: ");
+    const int given = wish && end && wish < end;
+    snprintf(flags, size, "-O3 %.*s -Xcompiler -fPIC -shared", given ? (int)strcspn(wish + 6, "\n*") : 13,
+             given ? wish + 6 : "-arch=native ");
+}
+
 static void compile(plugin *p, int simulate) {
     char include[PATH_MAX], flags[1024], compiler[PATH_MAX], extra[512], served[PATH_MAX], names[2][PATH_MAX + 32];
     const char *cc = getenv(ends_with(p->path, ".cu") ? "NVCC" : "CC"), *more = getenv("ATTN_PLUGIN_FLAGS");
@@ -126,8 +139,8 @@ static void compile(plugin *p, int simulate) {
         return;
     }
     if (!simulate) snprintf(compiler, sizeof compiler, "%s", cc && *cc ? cc : cuda ? "nvcc" : "cc");
-    snprintf(flags, sizeof flags, "%s", simulate ? "-shared" : cuda ? "-O3 -arch=native -Xcompiler -fPIC -shared" :
-             "-O3 -march=native -fPIC -shared");
+    snprintf(flags, sizeof flags, "%s", simulate ? "-shared" : "-O3 -march=native -fPIC -shared");
+    if (cuda && !simulate) nvcc_flags(p->path, flags, sizeof flags);
     snprintf(extra, sizeof extra, "%s", more ? more : "");
     char *words[WORDS];
     int n = 1;

@@ -9,7 +9,8 @@ typedef struct plugin plugin;
 /* Does this --kernel value name a file (it has a '/' or ends in .c, .cu or .so) rather than a registered kernel? */
 int plugin_is_path(const char *kernel);
 /* Compile `path` with $CC (cc) -O3 -march=native, or take a .so as it is; nothing of it runs yet. A .cu file is compiled
- * by nvcc, or with `simulate` by learn/sim/simulate.sh for the CPU. Never NULL unless memory is out: a file that doesn't
+ * by nvcc (for the GPU that is there, or with the flags of a line "nvcc: FLAGS" in its first comment), or with `simulate`
+ * by learn/sim/simulate.sh for the CPU. Never NULL unless memory is out: a file that doesn't
  * build is a plug-in whose plugin_error says so. */
 plugin *plugin_build(const char *path, int simulate);
 const char *plugin_error(const plugin *p);      /* NULL = built; else "does not compile: ..." */

@@ -1,5 +1,5 @@
 /* sim.hpp — what the simulator's parts share: fibres (sim_threads.cpp), memory (sim_memory.cpp), the host API,
- * PTX (sim_tensor.cpp), plug-in kernels (sim_plugin.cpp). */
+ * PTX (sim_tensor.cpp), Hopper (sim_hopper.cpp), plug-in kernels (sim_plugin.cpp). */
 #ifndef CUDA_SIM_HPP
 #define CUDA_SIM_HPP
 #include "cuda_runtime.h"
@@ -54,8 +54,11 @@ bool sim_is_pinned(const void *p);
 void sim_access(const void *p, int bytes, bool store, const void *site);
 void *sim_shared_pointer(uint32_t address);          /* of an address that __cvta_generic_to_shared gave */
 
+void sim_copied(const void *p, int bytes, const void *site);     /* the copy engine has read global memory */
+
 /* sim_threads.cpp */
 void sim_meet(const void *site);    /* the running thread waits until its whole warp has come here */
+void sim_yield();                   /* other threads run, then this one goes on */
 
 /* reports: at most a few of each kind, with file and line of the instruction */
 void sim_complain(const char *kind, const void *site, const char *format, ...) __attribute__((format(printf, 3, 4)));

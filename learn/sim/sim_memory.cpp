@@ -423,6 +423,19 @@ void sim_atomic(const void *p, int bytes, const void *site) {
     access(p, bytes, true, true, site);
 }
 
+void sim_copied(const void *p, int bytes, const void *site) {
+    allocation *a = find_device(p);
+    const size_t first = a ? (size_t)((const char *)p - a->base) : 0;
+    if (!a || first + (size_t)bytes > a->bytes)
+        return sim_complain("out of range", site, "the copy engine reads %p, which is not device memory", p);
+    for (size_t w = first / 4; w <= (first + (size_t)bytes - 1) / 4; w++)
+        if (!a->words[w].initialised) {
+            sim_now.count->uninitialised++;
+            return sim_complain("uninitialised read", site, "the copy engine reads global memory that nobody wrote");
+        }
+    a->loaded += bytes;
+}
+
 void sim_memory_block_begin() { shared_words.clear(); }
 
 /* The next block must not find this one's values. */

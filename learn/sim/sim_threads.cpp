@@ -114,6 +114,7 @@ void __syncwarp(unsigned mask) {
 }
 
 void sim_meet(const void *site) { wait_warp(0xffffffffu, site); }
+void sim_yield() { to_scheduler(SIM_RUN); }
 
 void __syncthreads() {
     if (!sim_now.current) return;

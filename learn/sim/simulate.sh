@@ -32,7 +32,7 @@ made() {
 
 made "$build/cu2cpp" "$sim/cu2cpp.c" cc -std=c11 -O1
 objects=()
-for part in threads memory host tensor; do
+for part in threads memory host tensor hopper; do
     made "$build/sim_$part.o" "$sim/sim_$part.cpp" g++ -std=c++17 -O2 -fPIC -c
     objects+=("$build/sim_$part.o")
 done
