@@ -27,3 +27,6 @@ echo "== the course"
 tests/test_learn.sh build
 $PYTHON learn/player/record.py --check
 $PYTHON scripts/course_docs.py --check
+
+echo "== figures in the documents"
+$PYTHON bench/performance.py --check
