@@ -6,8 +6,8 @@
 #
 # Sections: info check append zoo device input python sanitizer bench f32 peers; all if none is named. Exit code 1:
 # something failed.
-# Needs no compiler and no network; python3 with PyTorch only for peers and python (with pytest and hypothesis), compute-sanitizer only for sanitizer (a missing
-# tool counts as skipped, and the file says so).
+# Needs no compiler and no network; python3 with PyTorch only for peers and (with pytest, hypothesis) python,
+# compute-sanitizer only for append and sanitizer (a missing tool counts as skipped, and the file says so).
 set -u
 root=$(cd "$(dirname "$0")/.." && pwd)
 build=$root/build results='' commit=''

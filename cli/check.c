@@ -20,6 +20,8 @@ typedef struct tally {
 } tally;
 
 static const cli_option check_options[] = {
+    { .name = "pass", .type = CLI_CHOICE, .argument = "PASS", .choices = "forward append",
+      .summary = "What is checked: attention, or the kernels that write new rows into a cache (forward)." },
     { .name = "kernel", .type = CLI_TEXT, .argument = "LIST", .list = 2,
       .summary = "Kernels by name or pattern, and plug-ins by path (./mine.c); all kernels of the backend." },
     { .name = "vs", .type = CLI_CHOICE, .argument = "LIST", .choices = "openblas naive", .list = 2,
@@ -214,6 +216,7 @@ static int check_all(const check_plan *plan, const contender_list *list, const c
 static int run(const cli_arguments *a) {
     check_plan plan;
     contender_list list;
+    if (cli_choice(a, "pass", 0)) return check_append_command(a);
     stdout_taken = cli_given(a, "json") && !strcmp(cli_text(a, "json"), "-");
     int code = check_plan_create(&plan, a);
     if (code) return code;
@@ -239,5 +242,6 @@ const cli_command cli_command_check = {
         "crash, a hang, a compile error or a wrong number is a row like any other.\n"
         "Every failure is printed with the command that repeats it. Exit code 1: something is wrong.\n"
         "Example:  attn check --sq 100 --sk 300 --causal --kernel ./mine.c\n"
-        "          attn check --grid --kernel 'flash_*'",
+        "          attn check --grid --kernel 'flash_*'\n"
+        "          attn check --pass append --random 1000",
 };

@@ -18,4 +18,7 @@ int  check_plan_create(check_plan *plan, const cli_arguments *a);
 void check_plan_free(check_plan *plan);
 /* Case i as tensors. `name` gets a short description. @return as above. */
 int  check_plan_data(const check_plan *plan, int i, const cli_arguments *a, check_data **data, char *name, size_t size);
+
+/* check_append.c: attn check --pass append. @return the exit code. */
+int check_append_command(const cli_arguments *a);
 #endif
