@@ -5,7 +5,7 @@
 
 typedef struct extents { int64_t batch, seq, heads, dim; } extents;
 
-static int refuse(const cli_input *in, int role, const char *what) {
+int cli_input_refuse(const cli_input *in, int role, const char *what) {
     char shape[256];
     tensor_shape_text(in->parts[role], shape, sizeof shape);
     cli_error("%s%s: shape %s: %s", in->prefix, cli_input_names[role], shape, what);
@@ -16,7 +16,7 @@ static int refuse(const cli_input *in, int role, const char *what) {
  * ones are 1, a two-dimensional tensor is one head. */
 static int read_extents(const cli_input *in, int role, extents *out) {
     const tensor *t = in->parts[role];
-    if (t->dims < 2 || t->dims > 4) return refuse(in, role, "2, 3 or 4 dimensions are expected");
+    if (t->dims < 2 || t->dims > 4) return cli_input_refuse(in, role, "2, 3 or 4 dimensions are expected");
     const int64_t *s = t->shape + t->dims;
     const int64_t outer = t->dims > 2 ? s[-3] : 1;
     *out = (extents){ .batch = t->dims > 3 ? s[-4] : 1, .dim = s[-1] };
@@ -30,6 +30,14 @@ static attn_stride strides(const cli_input *in, extents e) {
     if (in->bhsd)
         return (attn_stride){ .batch = e.heads * e.seq * e.dim, .seq = e.dim, .head = e.seq * e.dim };
     return (attn_stride){ .batch = e.seq * e.heads * e.dim, .seq = e.heads * e.dim, .head = e.dim };
+}
+
+int cli_input_extents(const cli_input *in, int role, int64_t out[4], attn_stride *stride) {
+    extents e;
+    if (read_extents(in, role, &e)) return CLI_FAILED;
+    out[0] = e.batch, out[1] = e.seq, out[2] = e.heads, out[3] = e.dim;
+    *stride = strides(in, e);
+    return CLI_OK;
 }
 
 /* ---- lengths ---- */
@@ -56,7 +64,7 @@ static int check_vector(const cli_input *in, int role, int64_t count) {
     if (!t || (t->dims == 1 && t->shape[0] == count)) return CLI_OK;
     char what[64];
     snprintf(what, sizeof what, "[%lld] is expected", (long long)count);
-    return refuse(in, role, what);
+    return cli_input_refuse(in, role, what);
 }
 
 /* ---- Q ---- */
@@ -72,8 +80,8 @@ static int set_q(cli_input *in) {
     p->q_len = e.seq;
     const tensor *cu = in->parts[INPUT_CU_Q];
     if (cu) {
-        if (e.batch != 1) return refuse(in, INPUT_Q, "packed Q (cu_seqlens_q) has no batch dimension");
-        if (cu->dims != 1 || cu->shape[0] < 1) return refuse(in, INPUT_CU_Q, "[batch + 1] is expected");
+        if (e.batch != 1) return cli_input_refuse(in, INPUT_Q, "packed Q (cu_seqlens_q) has no batch dimension");
+        if (cu->dims != 1 || cu->shape[0] < 1) return cli_input_refuse(in, INPUT_CU_Q, "[batch + 1] is expected");
         p->packed_q = 1;
         p->batch = cu->shape[0] - 1;
         p->q_total = e.seq;
@@ -89,14 +97,14 @@ static int set_pages(cli_input *in, extents e) {
     attn_problem *p = &in->problem;
     const tensor *table = in->parts[INPUT_TABLE];
     if (table->dims != 2 || table->shape[0] != p->batch)
-        return refuse(in, INPUT_TABLE, "[batch, columns] is expected");
+        return cli_input_refuse(in, INPUT_TABLE, "[batch, columns] is expected");
     if (in->parts[INPUT_K]->dims < 3)
-        return refuse(in, INPUT_K, "paged K is [pages, page_size, kv_heads, dim]");
+        return cli_input_refuse(in, INPUT_K, "paged K is [pages, page_size, kv_heads, dim]");
     if (in->parts[INPUT_K]->dims == 3) e = (extents){ .batch = in->parts[INPUT_K]->shape[0],
         .seq = in->parts[INPUT_K]->shape[1], .heads = 1, .dim = e.dim };
-    if (!e.seq) return refuse(in, INPUT_K, "a page must hold at least one key");
+    if (!e.seq) return cli_input_refuse(in, INPUT_K, "a page must hold at least one key");
     if (table->shape[1] > ((int64_t)1 << 40) / e.seq)
-        return refuse(in, INPUT_TABLE, "too many keys per sequence");
+        return cli_input_refuse(in, INPUT_TABLE, "too many keys per sequence");
     p->page_size = e.seq;
     p->pages = e.batch;
     p->kv_heads = e.heads;
@@ -109,9 +117,9 @@ static int set_pages(cli_input *in, extents e) {
 static int set_packed(cli_input *in, extents e) {
     attn_problem *p = &in->problem;
     const tensor *cu = in->parts[INPUT_CU_KV];
-    if (e.batch != 1) return refuse(in, INPUT_K, "packed K (cu_seqlens_kv) has no batch dimension");
+    if (e.batch != 1) return cli_input_refuse(in, INPUT_K, "packed K (cu_seqlens_kv) has no batch dimension");
     if (cu->dims != 1 || cu->shape[0] != p->batch + 1)
-        return refuse(in, INPUT_CU_KV, "[batch + 1] is expected, as for Q");
+        return cli_input_refuse(in, INPUT_CU_KV, "[batch + 1] is expected, as for Q");
     p->packed_kv = 1;
     p->kv_total = e.seq;
     p->kv_len = longest(in->tensors.cu_seqlens_kv, p->batch);
@@ -122,9 +130,9 @@ static int set_k(cli_input *in) {
     attn_problem *p = &in->problem;
     extents e;
     if (read_extents(in, INPUT_K, &e)) return CLI_FAILED;
-    if (e.dim != p->qk_dim) return refuse(in, INPUT_K, "the last dimension must be that of q");
+    if (e.dim != p->qk_dim) return cli_input_refuse(in, INPUT_K, "the last dimension must be that of q");
     if (in->parts[INPUT_TABLE] && in->parts[INPUT_CU_KV])
-        return refuse(in, INPUT_TABLE, "K and V are either paged or packed (cu_seqlens_kv)");
+        return cli_input_refuse(in, INPUT_TABLE, "K and V are either paged or packed (cu_seqlens_kv)");
     if (in->parts[INPUT_TABLE]) {
         if (set_pages(in, e)) return CLI_FAILED;
     } else {
@@ -134,7 +142,7 @@ static int set_k(cli_input *in) {
         p->kv_batch = e.batch;
         if (in->parts[INPUT_CU_KV] && set_packed(in, e)) return CLI_FAILED;
         if (!p->packed_kv && !in->parts[INPUT_KV_INDEX] && e.batch != p->batch)
-            return refuse(in, INPUT_K, "the batch must be that of q (or give kv_batch_index)");
+            return cli_input_refuse(in, INPUT_K, "the batch must be that of q (or give kv_batch_index)");
     }
     if (p->packed_kv || p->page_size) p->kv_batch = 0;
     p->kv_empty = p->kv_len == 0;
@@ -156,10 +164,10 @@ static int set_v(cli_input *in, int64_t dv) {
         return CLI_USAGE;
     }
     if (v->dims != k->dims || memcmp(v->shape, k->shape, (size_t)(k->dims - 1) * sizeof *k->shape))
-        return refuse(in, INPUT_V, "must be the shape of k but for the last dimension");
+        return cli_input_refuse(in, INPUT_V, "must be the shape of k but for the last dimension");
     extents e;
     if (read_extents(in, INPUT_V, &e)) return CLI_FAILED;
-    if (dv && dv != e.dim) return refuse(in, INPUT_V, "the last dimension is not --dv");
+    if (dv && dv != e.dim) return cli_input_refuse(in, INPUT_V, "the last dimension is not --dv");
     if (p->page_size && v->dims == 3)
         e = (extents){ .batch = e.batch, .seq = p->page_size, .heads = 1, .dim = e.dim };
     p->v_dim = e.dim;
@@ -174,7 +182,7 @@ static int set_scores(cli_input *in, int role, attn_score_stride *out) {
     const attn_problem *p = &in->problem;
     const tensor *t = in->parts[role];
     if (t->dims < 2 || t->dims > 4)
-        return refuse(in, role, "2, 3 or 4 dimensions are expected: [batch, heads, q, kv]");
+        return cli_input_refuse(in, role, "2, 3 or 4 dimensions are expected: [batch, heads, q, kv]");
     const int64_t wanted[4] = { p->batch, p->q_heads, p->q_len, p->kv_len };
     int64_t stride[4] = { 0 }, step = 1, scores = 1;
     for (int i = 3; i >= 0; i--) {
@@ -186,13 +194,13 @@ static int set_scores(cli_input *in, int role, attn_score_stride *out) {
             char what[128];
             snprintf(what, sizeof what, "[%lld, %lld, %lld, %lld] or 1 for each is expected",
                      (long long)wanted[0], (long long)wanted[1], (long long)wanted[2], (long long)wanted[3]);
-            return refuse(in, role, what);
+            return cli_input_refuse(in, role, what);
         }
         if (n > 1) stride[i] = step;
         step *= n;
         if (wanted[i] > 1) scores = 2;
     }
-    if (t->count == 1 && scores > 1) return refuse(in, role, "one value for all scores: leave it out");
+    if (t->count == 1 && scores > 1) return cli_input_refuse(in, role, "one value for all scores: leave it out");
     *out = (attn_score_stride){ .batch = stride[0], .head = stride[1], .q = stride[2], .kv = stride[3] };
     return CLI_OK;
 }
@@ -216,7 +224,7 @@ static int set_vectors(cli_input *in) {
     else if (slopes->dims == 1 && slopes->shape[0] == p->q_heads)
         p->alibi = ATTN_ALIBI_PER_HEAD;
     else
-        return refuse(in, INPUT_ALIBI, "[q_heads] or [batch, q_heads] is expected");
+        return cli_input_refuse(in, INPUT_ALIBI, "[q_heads] or [batch, q_heads] is expected");
     return CLI_OK;
 }
 

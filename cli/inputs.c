@@ -9,7 +9,7 @@
 #include <string.h>
 
 enum { ALIASES = 4 };
-typedef enum wanted { WANT_QKV, WANT_BIAS, WANT_BYTES, WANT_F32, WANT_I32 } wanted;
+typedef enum wanted { WANT_QKV, WANT_BIAS, WANT_TABLE, WANT_BYTES, WANT_F32, WANT_I32 } wanted;
 
 /* What each tensor may be called, in files; the first name is attn_tensors'. */
 static const struct { const char *names[ALIASES]; wanted type; } roles[INPUT_ROLES] = {
@@ -26,18 +26,22 @@ static const struct { const char *names[ALIASES]; wanted type; } roles[INPUT_ROL
     { { "seqused_kv", "seqused_k", "cache_seqlens" }, WANT_I32 },
     { { "leftpad_kv", "leftpad_k" }, WANT_I32 },
     { { "kv_batch_index", "cache_batch_idx" }, WANT_I32 },
-    { { "block_table" }, WANT_I32 },
+    { { "block_table", "page_table" }, WANT_I32 },
+    { { "k_new" }, WANT_QKV },
+    { { "v_new" }, WANT_QKV },
+    { { "rotary_cos" }, WANT_TABLE },
+    { { "rotary_sin" }, WANT_TABLE },
 };
 
 const char *const cli_input_names[INPUT_ROLES] = {
     "q", "k", "v", "bias", "mask", "alibi_slopes", "sinks", "cu_seqlens_q", "cu_seqlens_kv", "seqused_q",
-    "seqused_kv", "leftpad_kv", "kv_batch_index", "block_table"
+    "seqused_kv", "leftpad_kv", "kv_batch_index", "block_table", "k_new", "v_new", "rotary_cos", "rotary_sin"
 };
 
 /* Options that name one file each, in the order of the roles. */
 static const char *const file_options[INPUT_ROLES] = { "q", "k", "v", "bias-file", "mask-file", "alibi-file",
     "sinks-file", "cu-seqlens-q", "cu-seqlens-kv", "seqused-q-file", "seqused-kv-file", "leftpad-file",
-    "kv-batch-index", "block-table" };
+    "kv-batch-index", "block-table", "k-new", "v-new", "rotary-cos", "rotary-sin" };
 
 #define FILE_OPTION(option, text) { .name = option, .type = CLI_FILE, .argument = "FILE", .summary = text }
 const cli_option cli_input_options[] = {
@@ -61,6 +65,12 @@ const cli_option cli_input_options[] = {
     FILE_OPTION("kv-batch-index", "Row of K and V that each sequence reads, [batch]."),
     FILE_OPTION("block-table",
                 "K and V are paged: [pages, page_size, kv_heads, dim]; pages of each sequence."),
+    FILE_OPTION("k-new", "K is a cache: these rows go behind the keys in use first."),
+    FILE_OPTION("v-new", "The same for V."),
+    FILE_OPTION("rotary-cos", "Turn the new keys and Q first: [positions, rotary_dim / 2]."),
+    FILE_OPTION("rotary-sin", "The same shape."),
+    { .name = "rotary", .type = CLI_CHOICE, .argument = "PAIRS", .choices = "half interleaved",
+      .summary = "Columns that are turned together: c with c + rotary_dim / 2, or 2c with 2c + 1 (half)." },
     { .name = NULL },
 };
 
@@ -251,7 +261,8 @@ const void **cli_input_pointer(attn_tensors *t, int role) {
         &t->q, &t->k, &t->v, &t->bias, (const void **)&t->mask, (const void **)&t->alibi_slopes,
         (const void **)&t->sinks, (const void **)&t->cu_seqlens_q, (const void **)&t->cu_seqlens_kv,
         (const void **)&t->seqused_q, (const void **)&t->seqused_kv, (const void **)&t->leftpad_kv,
-        (const void **)&t->kv_batch_index, (const void **)&t->block_table };
+        (const void **)&t->kv_batch_index, (const void **)&t->block_table, &t->k_new, &t->v_new, &t->rotary_cos,
+        &t->rotary_sin };
     return places[role];
 }
 
@@ -274,6 +285,10 @@ static int use_part(cli_input *in, int role, attn_dtype dtype) {
                           : t->type == TENSOR_U16 ? dtype
                                                   : ATTN_DTYPE_DEFAULT,
                           &in->problem.bias_dtype);
+        break;
+    case WANT_TABLE:
+        code = use_floats(&pointer, in, role, t->type == TENSOR_F64 ? ATTN_F32 : ATTN_DTYPE_DEFAULT,
+                          &in->problem.rotary_dtype);
         break;
     case WANT_BYTES:
         if (t->type != TENSOR_BOOL && t->type != TENSOR_U8) return type_error(name, t, "must be BOOL or U8");
@@ -322,7 +337,8 @@ static int fill(cli_input *in, const cli_input_files *f, const cli_arguments *a)
             const int code = use_part(in, r, dtype);
             if (code) return code;
         }
-    const int code = cli_input_shapes(in, cli_integer(a, "dv", 0));
+    int code = cli_input_shapes(in, cli_integer(a, "dv", 0));
+    if (!code) code = cli_input_append(in, cli_choice(a, "rotary", 0));
     if (code) return code;
     cli_problem_masks(a, &in->problem);
     report_unused(in, f);

@@ -10,7 +10,7 @@
  * --backend) and --dtype, --dv in the same command. */
 extern const cli_option cli_input_options[];
 
-enum { INPUT_ROLES = 14 };
+enum { INPUT_ROLES = 18 };
 extern const char *const cli_input_names[INPUT_ROLES];   /* q k v bias ... as attn_tensors calls them */
 
 typedef struct cli_input_files cli_input_files;
@@ -41,11 +41,17 @@ const void **cli_input_pointer(attn_tensors *tensors, int role);
 
 /* input_shapes.c: sizes, strides and batch kind from the parts' shapes. `dv` is 0 unless V lies in K. */
 int cli_input_shapes(cli_input *input, int64_t dv);
+/* Its pieces: batch, seq, heads, dim and the strides of a tensor; "NAME: shape [...]: what", always CLI_FAILED. */
+int cli_input_extents(const cli_input *input, int role, int64_t extents[4], attn_stride *stride);
+int cli_input_refuse(const cli_input *input, int role, const char *what);
+/* input_append.c: append k_new and v_new, if there are any, to copies of k and v. */
+int cli_input_append(cli_input *input, int interleaved);
 /* Shape that O and LSE have in files. */
 void cli_input_o_shape(const cli_input *input, tensor *out);
 void cli_input_lse_shape(const cli_input *input, tensor *out);
 
 /* Indices into parts. */
 enum { INPUT_Q, INPUT_K, INPUT_V, INPUT_BIAS, INPUT_MASK, INPUT_ALIBI, INPUT_SINKS, INPUT_CU_Q, INPUT_CU_KV,
-       INPUT_USED_Q, INPUT_USED_KV, INPUT_LEFTPAD, INPUT_KV_INDEX, INPUT_TABLE };
+       INPUT_USED_Q, INPUT_USED_KV, INPUT_LEFTPAD, INPUT_KV_INDEX, INPUT_TABLE, INPUT_K_NEW, INPUT_V_NEW,
+       INPUT_COS, INPUT_SIN };
 #endif
