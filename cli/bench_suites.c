@@ -1,5 +1,6 @@
 /* bench_suites.c — named sets of problems: rows of a table, so that adding one is one line. */
 #include "bench.h"
+#include "bench_gqa.h"
 #include "terminal.h"
 #include <string.h>
 
@@ -47,6 +48,7 @@ static int thread_ladder(int *threads, int most) {
 
 int bench_suite(int suite, const cli_arguments *a, const bench_request *common, bench_table *table) {
     int ladder[16], code = CLI_OK;
+    if (suite == SUITE_DECODE && cli_choice(a, "backend", 0)) return bench_gqa(a);
     if (suite == SUITE_TABLE) return bench_targets(a, common, table);
     if (suite == SUITE_DEMO) return bench_demo(cli_text(a, "in"), table);
     contender_list contenders;

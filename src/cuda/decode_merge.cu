@@ -105,12 +105,8 @@ template <int CHUNKS> __device__ __forceinline__ void merge(const attn_decode_me
     wait_for_earlier_kernels();
     const int b = item / a.shape.tiles, tile = item % a.shape.tiles;
     if (a.schedule && !attn_decode_valid(&a.shape, a.schedule)) return;
-    if (a.schedule) {
-        row.slots = attn_decode_slots_of(&a.shape, a.schedule, item);
-    } else {
-        const attn_decode_line line = attn_decode_even_line(&a.shape, a.even_blocks);
-        row.slots = attn_decode_even_slots(&a.shape, &line, item);
-    }
+    if (a.schedule) row.slots = attn_decode_slots_of(&a.shape, a.schedule, item);
+    else row.slots = attn_decode_even_slots(&a.shape, &a.even, item);
     if (row.slots.parts < 2 || r >= a.tile_rows) return;
 
     const int group = (int)(a.p.q_heads / a.p.kv_heads), packed = tile % a.m_tiles * a.tile_rows + r;

@@ -12,11 +12,11 @@ typedef struct attn_decode_merge_args {
     attn_problem p;
     attn_tensors t;
     attn_decode_shape shape;
-    const void  *schedule;      /* NULL: every sequence has even_blocks blocks, slots by attn_decode_even_slots */
+    const void  *schedule;      /* NULL: slots by attn_decode_even_slots from `even` */
+    attn_decode_line even;
     const float *o, *lse;
     int32_t tile_rows, m_tiles; /* shape.tiles = kv_heads * m_tiles */
     int32_t o_stride;           /* floats between rows, a multiple of 4 */
-    int32_t even_blocks;
 } attn_decode_merge_args;
 
 static inline int32_t attn_decode_o_stride(int64_t v_dim) { return (int32_t)((v_dim + 3) / 4 * 4); }

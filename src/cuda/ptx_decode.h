@@ -18,4 +18,16 @@ static __device__ __forceinline__ void let_next_kernel_start(void) {
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
+
+/* Shared memory by its 32-bit address, as in ptx_sm80.h. */
+static __device__ __forceinline__ uint32_t load_smem_4(uint32_t from_smem) {
+    uint32_t x;
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(x) : "r"(from_smem) : "memory");
+    return x;
+}
+static __device__ __forceinline__ uint32_t load_smem_2(uint32_t from_smem) {
+    uint16_t x;
+    asm volatile("ld.shared.u16 %0, [%1];" : "=h"(x) : "r"(from_smem) : "memory");
+    return x;
+}
 #endif

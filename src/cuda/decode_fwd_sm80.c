@@ -1,0 +1,194 @@
+/* decode_fwd_sm80.c — the record of decode_fwd_sm80.cu: which tile, how many workers, who makes the schedule. */
+#include "decode_fwd_sm80.h"
+#include "decode_merge.h"
+#include "launch.h"
+
+ATTN_CUDA_IMAGE(decode_fwd_sm80);
+
+typedef struct tile {
+    int qk_dim, v_dim, rows, block_keys, keys, threads, smem, blocks, rich_blocks;
+    const char *bf16, *f16, *bf16_rich, *f16_rich;
+} tile;
+
+#define TILE(qk, v, rows, warps, keys, stages, blocks, rich_blocks) \
+    { qk, v, (rows) * 16, (warps) * (keys), keys, (warps) * 32, \
+      DECODE_FWD_SM80_SMEM(qk, v, rows, warps, keys, stages), blocks, rich_blocks, \
+      "decode_fwd_sm80_bf16_" #qk "_" #v "_" #rows, "decode_fwd_sm80_f16_" #qk "_" #v "_" #rows, \
+      "decode_fwd_sm80_bf16_" #qk "_" #v "_rich", "decode_fwd_sm80_f16_" #qk "_" #v "_rich" },
+static const tile tiles[] = { DECODE_FWD_SM80_TILES(TILE) };
+enum { TILES = sizeof tiles / sizeof *tiles };
+
+#ifndef DECODE_WAVES
+#define DECODE_WAVES 1
+#endif
+enum { MAIN, SCHEDULE, MERGE };                                 /* slots of the plan */
+enum { WORKERS, EVEN_BLOCKS /* 0: ragged */, OVERLAP, MERGES }; /* numbers of the plan */
+enum {
+    ROWS_MOST = 64, Q_LEN_MOST = 16,
+    OVERHEAD_BLOCKS = 2, LEAST_BLOCKS = 2, WAVES = DECODE_WAVES,
+    STRICT_KEYS = 1024, STRICT_SPLITS = 64      /* strict: parts of so many keys, longer ones rather than more of them */
+};
+
+/* ---- shapes ---- */
+
+/* The plain entries know masks by position only. */
+static int is_rich(const attn_problem *p) {
+    return p->softcap > 0 || p->bias_dtype || p->has_mask || p->alibi || !(p->scale > 0);
+}
+
+static int64_t packed_rows(const attn_problem *p) { return p->q_len * (p->q_heads / p->kv_heads); }
+
+static const tile *tile_of(const attn_problem *p) {
+    const tile *best = NULL;
+    for (int i = 0; i < TILES; i++) {
+        const tile *t = &tiles[i];
+        if (p->qk_dim > t->qk_dim || p->v_dim > t->v_dim || (is_rich(p) && !t->rich_blocks)) continue;
+        if (best && (t->qk_dim > best->qk_dim || best->rows >= packed_rows(p))) break;
+        best = t;
+    }
+    return best;
+}
+
+/* Nothing on the device decides about lengths: the schedule is known when planning. */
+static int is_even(const attn_problem *p) {
+    return !p->packed_q && !p->packed_kv && !p->has_seqused_q && !p->has_seqused_kv && !p->has_leftpad_kv;
+}
+
+static attn_decode_shape shape_of(const attn_problem *p, int splits, int64_t workers) {
+    const tile *t = tile_of(p);
+    const int64_t m_tiles = (packed_rows(p) + t->rows - 1) / t->rows;
+    attn_decode_shape shape = {
+        .batch = (int32_t)p->batch, .tiles = (int32_t)(p->kv_heads * m_tiles), .block_keys = t->block_keys,
+        .workers = (int32_t)workers, .overhead_blocks = OVERHEAD_BLOCKS, .least_blocks = LEAST_BLOCKS,
+        .max_blocks = (int32_t)((p->kv_len + t->block_keys - 1) / t->block_keys),
+    };
+    if (shape.max_blocks < 1) shape.max_blocks = 1;
+    if (p->strict) shape.split_blocks = STRICT_KEYS / t->block_keys, shape.forced_splits = STRICT_SPLITS;
+    else shape.forced_splits = splits;
+    return shape;
+}
+
+/* Blocks of every item of an even batch. */
+static int32_t even_blocks(const attn_problem *p) {
+    attn_problem lengths = *p;
+    lengths.page_size = lengths.has_kv_batch_index = 0;
+    const attn_tensors none = ATTN_TENSORS_INIT;
+    const attn_sequence s = attn_sequence_at(&lengths, &none, 0);
+    return attn_decode_blocks(attn_decode_span(p, &s), tile_of(p)->block_keys);
+}
+
+/* ---- planning ---- */
+
+static int whole(attn_stride s) { return s.batch % 8 == 0 && s.seq % 8 == 0 && s.head % 8 == 0; }
+
+static const char *refuse(const attn_problem *p) {
+    const int64_t longest = (int64_t)1 << 30;
+    if (p->qk_dim > 256 || p->v_dim > 256 || p->qk_dim % 8 || p->v_dim % 8) return "head dims up to 256, multiples of 8";
+    if (p->q_len > Q_LEN_MOST || packed_rows(p) > ROWS_MOST)
+        return "up to 16 queries a sequence, and q_len * q_heads / kv_heads up to 64";
+    if (!whole(p->q_stride) || !whole(p->k_stride) || !whole(p->v_stride) || !whole(p->o_stride))
+        return "strides of Q, K, V, O in multiples of 8 elements";
+    if (p->kv_len >= longest || p->page_size >= longest) return "kv_len and page_size below 2^30";
+    if (p->batch >= longest / 64 || p->kv_heads >= longest / 64) return "batch and kv_heads below 2^24";
+    const attn_decode_shape shape = shape_of(p, 0, 1);
+    return p->batch == 0 || attn_decode_fits(&shape) ? NULL : "batch * kv_heads * kv_len below 2^34";
+}
+
+/* Does any item have parts to merge? */
+static int any_merge(const attn_decode_shape *shape, int32_t blocks) {
+    if (!attn_decode_parts_max(shape)) return 0;
+    if (!blocks) return 1;
+    const attn_decode_line line = attn_decode_even_line(shape, blocks);
+    for (int32_t b = 0; b < shape->batch; b++)
+        for (int32_t t = 0; t < shape->tiles; t++)
+            if (attn_decode_item_parts(shape, &line, b, t) > 1) return 1;
+    return 0;
+}
+
+static attn_status prepare(attn_plan *plan) {
+    const attn_problem *p = &plan->problem;
+    const tile *t = tile_of(p);
+    const int rich = is_rich(p), bf16 = p->dtype == ATTN_BF16;
+    attn_cuda_device device;
+    attn_status status = attn_cuda_device_read(plan->cuda_device, &device);
+    if (status) return status;
+    int blocks = device.smem_per_sm / (t->smem + 4096);             /* static part, the driver's part */
+    const int most = rich ? t->rich_blocks : t->blocks;
+    if (blocks > most) blocks = most;
+    if (blocks < 1) blocks = 1;
+    plan->schedule[WORKERS] = (int64_t)device.multiprocessors * blocks * WAVES;
+    plan->schedule[EVEN_BLOCKS] = is_even(p) ? even_blocks(p) : 0;
+    plan->schedule[OVERLAP] = device.capability / 10 == 9;          /* ptx_decode.h */
+    const attn_decode_shape shape = shape_of(p, plan->splits, plan->schedule[WORKERS]);
+    plan->schedule[MERGES] = p->batch && any_merge(&shape, (int32_t)plan->schedule[EVEN_BLOCKS]);
+    plan->schedule_bytes = plan->schedule[EVEN_BLOCKS] ? 0 : attn_decode_schedule_bytes(&shape);
+    plan->workspace = plan->schedule_bytes;
+    if (plan->schedule[MERGES]) plan->workspace += attn_decode_parts_bytes(&shape, t->rows, p->v_dim);
+    if (plan->schedule_bytes) status = attn_decode_schedule_prepare(plan, SCHEDULE);
+    if (!status && plan->schedule[MERGES]) status = attn_decode_merge_prepare(plan, MERGE);
+    if (status) return status;
+    return attn_cuda_prepare(plan, MAIN, ATTN_CUDA_IMAGE_OF(decode_fwd_sm80),
+                             rich ? bf16 ? t->bf16_rich : t->f16_rich : bf16 ? t->bf16 : t->f16, t->smem);
+}
+
+/* ---- running ---- */
+
+static attn_status schedule(const attn_plan *plan, const attn_tensors *lengths, void *memory, void *stream) {
+    const attn_decode_shape shape = shape_of(&plan->problem, plan->splits, plan->schedule[WORKERS]);
+    return attn_decode_schedule_launch(plan, SCHEDULE, &shape, lengths, memory, stream);
+}
+
+static attn_status find_schedule(const attn_plan *plan, decode_fwd_args *args, const attn_tensors *t, void *workspace,
+                                 void *stream) {
+    args->schedule = NULL;
+    if (!plan->schedule_bytes) return ATTN_OK;
+    args->schedule = t->schedule ? t->schedule : workspace;
+    if (!t->schedule) return attn_decode_schedule_launch(plan, SCHEDULE, &args->shape, t, workspace, stream);
+    return plan->checked ? attn_decode_schedule_check(&args->shape, t->schedule, stream) : ATTN_OK;
+}
+
+static attn_status merge(const attn_plan *plan, const decode_fwd_args *args, const tile *t, void *stream) {
+    const attn_decode_merge_args merge_args = {
+        .p = args->p, .t = args->t, .shape = args->shape, .schedule = args->schedule, .even = args->even,
+        .o = args->o_parts, .lse = args->lse_parts, .tile_rows = t->rows, .m_tiles = args->m_tiles,
+        .o_stride = args->o_stride,
+    };
+    return attn_decode_merge_launch(plan, MERGE, &merge_args, (int)plan->schedule[OVERLAP], stream);
+}
+
+static attn_status run(const attn_plan *plan, const attn_tensors *t, void *workspace, void *stream) {
+    const attn_problem *p = &plan->problem;
+    const tile *chosen = tile_of(p);
+    attn_problem without_bias = *p;         /* read element by element */
+    without_bias.bias_dtype = 0;
+    attn_status status = attn_cuda_aligned(&without_bias, t, 16);
+    if (status) return status;
+    decode_fwd_args args = {
+        .p = *p, .t = *t, .shape = shape_of(p, plan->splits, plan->schedule[WORKERS]),
+        .scale_log2 = is_rich(p) ? 1 : p->scale * 1.4426950408889634f, .group = (int32_t)(p->q_heads / p->kv_heads),
+        .o_stride = attn_decode_o_stride(p->v_dim), .by_row = p->page_size % chosen->keys != 0,
+    };
+    args.m_tiles = args.shape.tiles / (int32_t)p->kv_heads;
+    args.o_parts = (float *)((char *)workspace + plan->schedule_bytes);
+    args.lse_parts = args.o_parts + attn_decode_parts_max(&args.shape) * chosen->rows * args.o_stride;
+    int64_t workers = args.shape.workers;
+    if (plan->schedule[EVEN_BLOCKS]) {
+        args.even = attn_decode_even_line(&args.shape, (int32_t)plan->schedule[EVEN_BLOCKS]);
+        workers = (args.even.total - 1) / args.even.payload + 1;
+    }
+    status = find_schedule(plan, &args, t, workspace, stream);
+    if (status) return status;
+    const attn_cuda_grid grid = { .blocks = workers, .threads = chosen->threads, .smem = chosen->smem,
+                                  .overlap = (int)plan->schedule[OVERLAP] };
+    void *arguments[] = { &args };
+    status = attn_cuda_launch(plan, MAIN, &grid, stream, arguments);
+    return status || !plan->schedule[MERGES] ? status : merge(plan, &args, chosen, stream);
+}
+
+const attn_kernel attn_decode_fwd_sm80 = {
+    .name = "decode_fwd_sm80",
+    .summary = "split-KV decode on mma.sync: heads as rows, a stream of keys per warp, parts merged",
+    .pass = ATTN_FORWARD, .device = ATTN_CUDA, .isa = 80,
+    .dtypes = ATTN_DTYPE_BIT(ATTN_F16) | ATTN_DTYPE_BIT(ATTN_BF16), .features = ATTN_NEEDS_ALL,
+    .refuse = refuse, .prepare = prepare, .run = run, .schedule = schedule,
+};
