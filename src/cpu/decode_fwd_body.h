@@ -174,16 +174,20 @@ static void merge_item(void *arg, int64_t index, int slot) {
 
 /* ---- the record ---- */
 
-/* Flash needs 16 rows to fill its lanes, but has one item per K/V head then: with fewer heads than threads, splitting
- * the keys wins (MLA: 128 query heads on one). Not in strict mode, where batch and threads may not decide anything. */
+/* Flash needs 16 rows to fill its lanes, but cuts a K/V head's rows only into whole panels: with fewer of them than
+ * threads, splitting the keys wins (MLA: 128 query heads on one K/V head are two panels of AVX-512). Not in strict mode,
+ * where batch and threads may not decide anything. */
 static const char *decode_refuses(const attn_problem *p) {
     const int64_t group = p->q_heads / p->kv_heads;
-    int64_t heads;
+    const int64_t panels = (p->q_len * group + SIMD_VECS * LANES - 1) / (SIMD_VECS * LANES);
+    int64_t items;
     if (p->q_len > MOST_ROWS || p->q_len * group > MOST_ROWS) return "more than 128 query rows per K/V head";
     if (p->q_len * group <= FEW_ROWS) return NULL;
     if (p->strict || p->kv_len < LONG_KEYS) return "more than 12 query rows per K/V head: flash is faster";
-    if (attn_multiply(p->batch, p->kv_heads, &heads) && heads < attn_threads_default()) return NULL;
-    return "more than 12 query rows per K/V head, and heads for all threads: flash is faster";
+    if (attn_multiply(p->batch, p->kv_heads, &items) && attn_multiply(items, panels, &items) &&
+        items < attn_threads_default())
+        return NULL;
+    return "more than 12 query rows per K/V head, and work for all threads without splitting keys: flash is faster";
 }
 
 /* Into how many parts the keys are cut. In strict mode by their number alone; otherwise so that every thread gets
