@@ -7,6 +7,7 @@ import numpy as np
 
 from . import _library as L
 from ._arrays import is_torch, like, torch_module, view
+from ._cuda import cuda_workspace, raw_stream
 from ._autograd import refuse_gradients
 
 _DTYPE_NAMES = {L.F32: "float32", L.F16: "float16", L.BF16: "bfloat16"}
@@ -271,15 +272,14 @@ def _execute(call, q, kernel, threads):
         L.check(L.run(plan.handle, c.byref(call.tensors), _cpu_workspace(plan.workspace) if plan.workspace else None,
                       None))
         return plan
-    torch = torch_module()
     plan = _plan(p, kernel, threads, call.q.index)
-    workspace, stream = None, None
-    if torch is not None:
-        stream = torch.cuda.current_stream(call.q.index).cuda_stream
+    workspace = stream = None
+    if torch_module() is not None:
+        stream = raw_stream(call.q.index)
     if plan.workspace:
-        if torch is None:
+        if torch_module() is None:
             raise L.AttnError("a CUDA workspace is needed: import torch to allocate it")
-        workspace = torch.empty(plan.workspace, dtype=torch.uint8, device=f"cuda:{call.q.index}")
+        workspace = cuda_workspace(plan.workspace, call.q.index, stream)
     L.check(L.run(plan.handle, c.byref(call.tensors), workspace.data_ptr() if workspace is not None else None, stream))
     return plan
 
@@ -304,15 +304,17 @@ def attention(q, k, v=None, *, causal=False, top_left=False, window=None, scale=
 
     Returns out, or (out, lse) with return_lse. Raises TypeError, ValueError, attn.Unsupported, attn.AttnError.
     """
-    if is_torch(q):
-        refuse_gradients(q, k, v, bias)
+    torch_tensors = is_torch(q)
     key = None
     if (bias is mask is alibi_slopes is sinks is cu_seqlens_q is cu_seqlens_kv is seqused_q is seqused_kv is leftpad_kv
             is kv_batch_index is block_table is v_dim is out is lse is None):
-        key = _signature(q, k, v, causal, top_left, window, scale, softcap, layout, strict, return_lse, kernel, threads)
+        key = _signature(torch_tensors, q, k, v, causal, top_left, window, scale, softcap, layout, strict, return_lse,
+                         kernel, threads)
         ready = _ready.get(key)
         if ready is not None:
             return ready(q, k, v)
+    if torch_tensors:
+        refuse_gradients(q, k, v, bias)
     call = _make_call(q, k, v, causal, top_left, window, scale, softcap, alibi_slopes, bias, mask, sinks, cu_seqlens_q,
                       cu_seqlens_kv, max_q_len, max_kv_len, seqused_q, seqused_kv, leftpad_kv, kv_batch_index,
                       block_table, v_dim, layout, strict)
@@ -322,23 +324,25 @@ def attention(q, k, v=None, *, causal=False, top_left=False, window=None, scale=
     if key is not None:
         if len(_ready) >= _PLANS_KEPT:
             _ready.clear()
-        _ready[key] = (_TorchReady if is_torch(q) else _NumpyReady)(call, plan, out, lse)
+        _ready[key] = _torch_ready(q, call, plan, out, lse) if torch_tensors else _NumpyReady(call, plan, out, lse)
     return (out, lse) if return_lse else out
 
 
 # ---- the short way for a call like an earlier one: same shapes, strides, types, device and scalars --------------
 
-_ready = {}     # signature -> _NumpyReady or _TorchReady
+_ready = {}     # signature -> what computes such a call
 
 
-def _signature(q, k, v, *scalars):
+def _signature(torch_tensors, q, k, v, *scalars):
     """Everything a plan depends on, or None if this kind of array has no short way."""
     try:
-        if is_torch(q):
-            return (q.shape, q.stride(), q.dtype, q.device, k.shape, k.stride(), k.dtype, k.device, v.shape, v.stride(),
-                    v.dtype, v.device, scalars)
+        if torch_tensors:
+            if q.requires_grad or k.requires_grad or v.requires_grad:
+                return None
+            return (q.shape, q.stride(), q.dtype, q.get_device(), k.shape, k.stride(), k.dtype, k.get_device(), v.shape,
+                    v.stride(), v.dtype, v.get_device(), scalars)
         return (q.shape, q.strides, q.dtype, k.shape, k.strides, k.dtype, v.shape, v.strides, v.dtype, scalars)
-    except (AttributeError, TypeError):
+    except (AttributeError, TypeError, RuntimeError):
         return None
 
 
@@ -365,38 +369,37 @@ class _NumpyReady:
         return out if lse is None else (out, lse)
 
 
-class _TorchReady:
-    """The same for torch tensors; on CUDA the current stream of the tensors' device."""
+def _torch_ready(q, call, plan, out, lse):
+    """The same for torch tensors; a closure, whose variables are found faster than attributes."""
+    torch = torch_module()
+    handle, size, run, tensors = plan.handle, plan.workspace, L.run, L.Tensors
+    alike, empty_like, empty_strided = out.shape == q.shape and q.is_contiguous(), torch.empty_like, torch.empty_strided
+    out_shape, out_stride, dtype, device, float32 = out.shape, out.stride(), out.dtype, out.device, torch.float32
+    lse_shape, lse_stride = (None, None) if lse is None else (lse.shape, lse.stride())
+    cuda, index = call.problem.device == L.CUDA, call.q.index
+    keep = plan
 
-    def __init__(self, call, plan, out, lse):
-        self.torch = torch_module()
-        self.plan, self.workspace = plan, plan.workspace
-        self.out_shape = out.shape
-        self.lse_shape = None if lse is None else lse.shape
-        self.cuda = call.problem.device == L.CUDA
-        self.index = call.q.index
-
-    def __call__(self, q, k, v):
-        t = L.Tensors()
-        t.struct_size = _TENSORS_SIZE
-        out = q.new_empty(self.out_shape)
-        t.q, t.k, t.v, t.o = q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr()
-        lse = None
-        if self.lse_shape is not None:
-            lse = q.new_empty(self.lse_shape, dtype=self.torch.float32)
-            t.lse = lse.data_ptr()
-        workspace = stream = None
-        if self.cuda:
-            stream = self.torch.cuda.current_stream(self.index).cuda_stream
-            if self.workspace:
-                buffer = self.torch.empty(self.workspace, dtype=self.torch.uint8, device=q.device)
+    def ready(q, k, v):
+        out = empty_like(q) if alike else empty_strided(out_shape, out_stride, dtype=dtype, device=device)
+        workspace = stream = lse = buffer = None
+        if cuda:
+            stream = raw_stream(index)
+            if size:
+                buffer = cuda_workspace(size, index, stream)
                 workspace = buffer.data_ptr()
-        elif self.workspace:
-            workspace = _cpu_workspace(self.workspace)
-        status = L.run(self.plan.handle, t, workspace, stream)
+        elif size:
+            workspace = _cpu_workspace(size)
+        if lse_shape is None:
+            t = tensors(_TENSORS_SIZE, 0, q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr())
+        else:
+            lse = empty_strided(lse_shape, lse_stride, dtype=float32, device=device)
+            t = tensors(_TENSORS_SIZE, 0, q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr(), lse.data_ptr())
+        status = run(handle, t, workspace, stream)
         if status:
             L.check(status)
         return out if lse is None else (out, lse)
+    ready.plan = keep           # the handle lives as long as its plan
+    return ready
 
 
 _TENSORS_SIZE = c.sizeof(L.Tensors)

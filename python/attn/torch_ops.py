@@ -30,6 +30,8 @@ def _fake(q, k, v, causal=False, window_left=-1, window_right=-1, scale=None, so
 
 _library.impl("attention", _run, "CPU")
 _library.impl("attention", _run, "CUDA")
+for _key in ("AutogradCPU", "AutogradCUDA", "ADInplaceOrView"):      # nothing to record: gradients are refused in _run
+    _library.impl("attention", torch.library.fallthrough_kernel, _key)
 torch.library.register_fake("attn::attention", _fake, lib=_library)
 
 

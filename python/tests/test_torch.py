@@ -87,7 +87,9 @@ def test_sdpa_function_and_registration(device):
     original = torch_ops._api.attention
     torch_ops._api.attention = lambda *a, **o: calls.append(1) or original(*a, **o)
     try:
-        got = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        # on CUDA torch may prefer cuDNN: the flash implementation is what was registered
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.FLASH_ATTENTION):
+            got = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
     finally:
         torch_ops._api.attention = original
         torch.nn.attention.restore_flash_attention_impl()
