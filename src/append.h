@@ -4,6 +4,11 @@
 #define ATTN_APPEND_H
 #include "sequence.h"
 
+/* a / b for a, b >= 0: a GPU has no divider, and 32 bits are several times as fast there. */
+ATTN_INLINE int64_t attn_divide(int64_t a, int64_t b) {
+    return ((uint64_t)a | (uint64_t)b) >> 32 ? a / b : (int64_t)((uint32_t)a / (uint32_t)b);
+}
+
 typedef struct attn_append {
     int64_t slot;                  /* of new row 0 */
     int64_t position;              /* of new row 0 in the rotary tables */
@@ -25,8 +30,8 @@ ATTN_INLINE int64_t attn_append_place(const attn_problem *p, const attn_append *
     const int64_t slot = a->slot + i;
     if (a->slot < 0 || slot >= p->kv_len) return -1;
     if (a->pages) {
-        const int64_t page = a->pages[slot / p->page_size];
-        return page < 0 || page >= p->pages ? -1 : page * stride.batch + slot % p->page_size * stride.seq;
+        const int64_t column = attn_divide(slot, p->page_size), page = a->pages[column];
+        return page < 0 || page >= p->pages ? -1 : page * stride.batch + (slot - column * p->page_size) * stride.seq;
     }
     return a->kv_batch < 0 || a->kv_batch >= p->kv_batch ? -1 : a->kv_batch * stride.batch + slot * stride.seq;
 }

@@ -76,7 +76,8 @@ struct row_move {
     void       *to;
     const void *from;
     int64_t     to_at, from_at, to_head, from_head, table;
-    int64_t     dim, heads;
+    int64_t     heads;
+    int         per_head;           /* chunks that threads start from, of one head */
 };
 
 template <int W>
@@ -91,13 +92,12 @@ template <int W>
 __device__ __forceinline__ void turn_two(const attn_problem &p, const attn_tensors &t, const row_move &r, int64_t to,
                                          int64_t from, int64_t partner, int64_t table) {
     const chunk<W> a = load<W>(r.from, p.new_dtype, from), b = load<W>(r.from, p.new_dtype, from + partner);
+    const chunk<W> c = load<W>(t.rotary_cos, p.rotary_dtype, table), s = load<W>(t.rotary_sin, p.rotary_dtype, table);
     chunk<W> first, second;
 #pragma unroll
     for (int n = 0; n < W; n++) {
-        const float c = load<1>(t.rotary_cos, p.rotary_dtype, table + n).x[0];
-        const float s = load<1>(t.rotary_sin, p.rotary_dtype, table + n).x[0];
-        first.x[n] = a.x[n] * c - b.x[n] * s;
-        second.x[n] = a.x[n] * s + b.x[n] * c;
+        first.x[n] = a.x[n] * c.x[n] - b.x[n] * s.x[n];
+        second.x[n] = a.x[n] * s.x[n] + b.x[n] * c.x[n];
     }
     store<W>(r.to, p.dtype, to, first);
     store<W>(r.to, p.dtype, to + partner, second);
@@ -119,14 +119,16 @@ __device__ __forceinline__ void turn_one(const attn_problem &p, const attn_tenso
     store<W>(r.to, p.dtype, to, x);
 }
 
-/* Chunk number `index` of the row: head by head. */
+/* Chunk number `index` of the row: head by head; second halves are not numbered. */
 template <int W>
 __device__ __forceinline__ void move_chunk(const attn_problem &p, const attn_tensors &t, const row_move &r,
                                            int64_t index) {
-    const int per_head = (int)(r.dim / W);
-    const int64_t h = index / per_head;
-    const int column = (int)(index % per_head) * W, c = column - p.rotary_first, half = p.rotary_dim / 2;
+    const int64_t h = attn_divide(index, r.per_head);
+    const int half = p.rotary_dim / 2;
+    int column = (int)(index - h * r.per_head) * W;
     if (h >= r.heads) return;
+    if (r.table >= 0 && !p.rotary_interleaved && column >= p.rotary_first + half) column += half;
+    const int c = column - p.rotary_first;
     const int64_t to = r.to_at + h * r.to_head + column, from = r.from_at + h * r.from_head + column;
     if (r.table < 0 || c < 0 || c >= p.rotary_dim) {
         put<W>(p, r, to, from);
@@ -134,9 +136,18 @@ __device__ __forceinline__ void move_chunk(const attn_problem &p, const attn_ten
         turn_one<W>(p, t, r, to, from, r.table + c / 2);
     } else if (p.rotary_interleaved) {
         if (c % 2 == 0) turn_two<W>(p, t, r, to, from, 1, r.table + c / 2);
-    } else if (c < half) {
+    } else {
         turn_two<W>(p, t, r, to, from, half, r.table + c);
     }
+}
+
+/* A thread's chunks of a part. */
+template <int W>
+__device__ __forceinline__ void move_part(const attn_problem &p, const attn_tensors &t, const row_move &r, int64_t part,
+                                          int chunks) {
+    int64_t index = part * chunks * APPEND_THREADS + threadIdx.x;
+#pragma unroll 1
+    for (int n = 0; n < chunks; n++, index += APPEND_THREADS) move_chunk<W>(p, t, r, index);
 }
 
 /* The sequence whose rows first[b] .. first[b + 1] - 1 hold `row`; `batch` if none does. */
@@ -155,8 +166,8 @@ struct token { int64_t b, i, batch, row; };     /* new row i of sequence b; its 
 __device__ __forceinline__ token token_at(const int32_t *first, int64_t batch, int64_t len, int64_t row) {
     token k;
     if (!first) {
-        k.b = k.batch = row / len;
-        k.i = k.row = row % len;
+        k.b = k.batch = attn_divide(row, len);
+        k.i = k.row = row - k.b * len;
         return k;
     }
     k.b = sequence_of(first, batch, row);
@@ -168,7 +179,8 @@ __device__ __forceinline__ token token_at(const int32_t *first, int64_t batch, i
 }
 
 template <int W>
-__device__ void append_part(const attn_problem &p, const attn_tensors &t, int64_t row, int64_t chunk_index, int is_v) {
+__device__ __forceinline__ void append_part(const attn_problem &p, const attn_tensors &t, const kv_append_work &w, int64_t row,
+                            int64_t part, int is_v) {
     const token k = token_at(p.packed_new ? t.cu_seqlens_new : NULL, p.batch, p.new_len, row);
     if (k.i < 0) return;
     const attn_append a = attn_append_at(&p, &t, k.b);
@@ -181,13 +193,14 @@ __device__ void append_part(const attn_problem &p, const attn_tensors &t, int64_
     r.to_at = attn_append_place(&p, &a, is_v ? p.v_stride : p.k_stride, k.i);
     r.from_at = k.batch * stride.batch + k.row * stride.seq;
     r.table = is_v || !p.rotary_dim ? -1 : attn_append_turn(&p, &a, k.i);
-    r.dim = is_v ? p.v_dim : p.qk_dim;
     r.heads = p.kv_heads;
-    if (r.to_at >= 0) move_chunk<W>(p, t, r, chunk_index);
+    r.per_head = is_v ? w.v_head : w.k_head;
+    if (r.to_at >= 0) move_part<W>(p, t, r, part, w.chunks);
 }
 
 template <int W>
-__device__ void turn_q_part(const attn_problem &p, const attn_tensors &t, int64_t row, int64_t chunk_index) {
+__device__ __forceinline__ void turn_q_part(const attn_problem &p, const attn_tensors &t, const kv_append_work &w, int64_t row,
+                            int64_t part) {
     const token k = token_at(p.packed_q ? t.cu_seqlens_q : NULL, p.batch, p.q_len, row);
     if (k.i < 0 || (p.has_seqused_q && k.i >= t.seqused_q[k.b])) return;
     const attn_append a = attn_append_at(&p, &t, k.b);
@@ -199,12 +212,12 @@ __device__ void turn_q_part(const attn_problem &p, const attn_tensors &t, int64_
     r.to_at = k.batch * p.q_out_stride.batch + k.row * p.q_out_stride.seq;
     r.from_at = k.batch * p.q_stride.batch + k.row * p.q_stride.seq;
     r.table = p.rotary_dim ? attn_append_turn(&p, &a, attn_append_q_step(&p, k.i)) : -1;
-    r.dim = p.qk_dim;
     r.heads = p.q_heads;
-    move_chunk<W>(p, t, r, chunk_index);
+    r.per_head = w.q_head;
+    move_part<W>(p, t, r, part, w.chunks);
 }
 
-__device__ void write_length(const attn_problem &p, const attn_tensors &t, int64_t b) {
+__device__ __forceinline__ void write_length(const attn_problem &p, const attn_tensors &t, int64_t b) {
     if (b >= p.batch) return;
     int64_t rows = p.new_len;
     if (p.packed_new) rows = attn_clamp((int64_t)t.cu_seqlens_new[b + 1] - t.cu_seqlens_new[b], 0, p.new_len);
@@ -212,16 +225,19 @@ __device__ void write_length(const attn_problem &p, const attn_tensors &t, int64
 }
 
 template <int W>
-__device__ void append(const attn_problem &p, const attn_tensors &t, const kv_append_work &w) {
+__device__ __forceinline__ void append(const attn_problem &p, const attn_tensors &t, const kv_append_work &w) {
     const int64_t k_units = w.rows * w.k_parts, v_units = w.rows * w.v_parts, q_units = w.q_rows * w.q_parts;
     for (int64_t unit = blockIdx.x; unit < w.units; unit += gridDim.x) {
-        int64_t u = unit;
+        int64_t u = unit, row;
         if (u < k_units) {
-            append_part<W>(p, t, u / w.k_parts, u % w.k_parts * APPEND_THREADS + threadIdx.x, 0);
+            row = attn_divide(u, w.k_parts);
+            append_part<W>(p, t, w, row, u - row * w.k_parts, 0);
         } else if ((u -= k_units) < v_units) {
-            append_part<W>(p, t, u / w.v_parts, u % w.v_parts * APPEND_THREADS + threadIdx.x, 1);
+            row = attn_divide(u, w.v_parts);
+            append_part<W>(p, t, w, row, u - row * w.v_parts, 1);
         } else if ((u -= v_units) < q_units) {
-            turn_q_part<W>(p, t, u / w.q_parts, u % w.q_parts * APPEND_THREADS + threadIdx.x);
+            row = attn_divide(u, w.q_parts);
+            turn_q_part<W>(p, t, w, row, u - row * w.q_parts);
         } else {
             write_length(p, t, (u - q_units) * APPEND_THREADS + threadIdx.x);
         }
@@ -229,7 +245,7 @@ __device__ void append(const attn_problem &p, const attn_tensors &t, const kv_ap
 }
 
 #define ENTRY(name, width) \
-    extern "C" __global__ void __launch_bounds__(APPEND_THREADS) \
+    extern "C" __global__ void __launch_bounds__(APPEND_THREADS, 8) \
     name(const __grid_constant__ attn_problem p, const __grid_constant__ attn_tensors t, \
          const __grid_constant__ kv_append_work w) { append<width>(p, t, w); }
 ENTRY(kv_append_wide, APPEND_WIDE)
