@@ -4,7 +4,7 @@
 #
 #     bench/gpu_check.sh [-b BUILD] [-o RESULTS] [-c COMMIT] [SECTION...]
 #
-# Sections: info check append zoo device input python sanitizer bench f32 peers; all if none is named. Exit code 1:
+# Sections: info check append python zoo device input sanitizer bench f32 peers; all if none is named. Exit code 1:
 # something failed.
 # Needs no compiler and no network; python3 with PyTorch only for peers and (with pytest, hypothesis) python,
 # compute-sanitizer only for append and sanitizer (a missing tool counts as skipped, and the file says so).
@@ -20,7 +20,7 @@ while getopts b:o:c:h option; do
     esac
 done
 shift $((OPTIND - 1))
-[ $# -gt 0 ] || set -- info check append zoo device input python sanitizer bench f32 peers
+[ $# -gt 0 ] || set -- info check append python zoo device input sanitizer bench f32 peers
 build=$(cd "$build" && pwd) || exit 2
 [ -n "$commit" ] || commit=$(git -C "$root" rev-parse --short HEAD 2>/dev/null || cat "$root/commit" 2>/dev/null || echo unknown)
 [ -n "$results" ] || results=$build/gpu-check.txt
@@ -143,11 +143,12 @@ peers() {
 # The CUDA kernels of the forward pass, as the command lists them.
 cuda_kernels() { "$build/attn" info | awk '$2 == "cuda" && $1 !~ /append|merge/ { print $1 }'; }
 
-# The cache append: all cases, garbage in lengths and tables, bandwidth; then under compute-sanitizer.
+# The cache append: all cases, garbage in lengths and tables, bandwidth; then under compute-sanitizer, beside the Python
+# tests if these come next.
 append() {
     step append 60 "$build/tests/test_kv_append"
     command -v compute-sanitizer >/dev/null || { skip append-memcheck "compute-sanitizer is not installed"; return; }
-    step append-memcheck 90 compute-sanitizer --tool memcheck --error-exitcode 9 --print-limit 5 \
+    beside append-memcheck 90 compute-sanitizer --tool memcheck --error-exitcode 9 --print-limit 5 \
         "$build/tests/test_kv_append"
 }
 
@@ -155,9 +156,10 @@ append() {
 python_package() {
     command -v python3 >/dev/null && python3 -c 'import torch, pytest, hypothesis, ml_dtypes' 2>/dev/null ||
         { skip python "python3 lacks torch, pytest, hypothesis or ml_dtypes"; return; }
-    step python 120 env ATTN_LIBRARY="$build/libattn.so" ATTN_TEST_DEVICE=cuda PYTHONDONTWRITEBYTECODE=1 \
+    beside python 120 env ATTN_LIBRARY="$build/libattn.so" ATTN_TEST_DEVICE=cuda PYTHONDONTWRITEBYTECODE=1 \
         python3 -m pytest -q -rs -p no:cacheprovider --durations=5 "$root/python/tests/test_kvcache.py" \
         "$root/python/tests/test_torch.py"
+    together
     step python-overhead 40 env ATTN_LIBRARY="$build/libattn.so" python3 "$root/bench/python_overhead.py" --cuda
 }
 
@@ -170,6 +172,7 @@ say "gpu_check: commit $commit, $(date -u '+%Y-%m-%d %H:%M UTC'), sections: $*"
 say "device: $(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>/dev/null || echo unknown)"
 kernels=$(cuda_kernels)
 for section in "$@"; do
+    [ "$section" = python ] || together
     case $section in
     info) step info 30 "$build/attn" info ;;
     check)
@@ -194,6 +197,7 @@ for section in "$@"; do
     *) say "no section \"$section\""; failed="$failed $section" ;;
     esac
 done
+together
 say ""
 result="all passed"
 [ -z "$skipped" ] || result="passed but for what was skipped:$skipped"
