@@ -89,13 +89,13 @@ sanitizer() {
     command -v compute-sanitizer >/dev/null || { skip sanitizer "compute-sanitizer is not installed"; return; }
     for tool in memcheck initcheck racecheck synccheck; do
         cases=0.12
-        [ $tool != racecheck ] || cases=0.06
+        [ $tool != racecheck ] || cases=0.04
         for kernel in $kernels; do
             beside "sanitizer-$tool-$kernel" 100 env ATTN_CHECK_CASES=$cases ATTN_CHECK_KERNEL=$kernel \
                 compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 5 "$build/tests/test_kernels"
         done
-        together
     done
+    together
 }
 
 # Real input on both backends: O and LSE agree.
@@ -119,8 +119,9 @@ with np.errstate(invalid="ignore"):      # -inf on both sides is equal
 print(f"{len(a)} tensors, largest difference {worst:.2e}")
 sys.exit(0 if a.keys() == b.keys() and len(a) and worst <= 2e-2 else 1)     # P in bf16
 END
-    step input-cpu 30 "$build/attn" run --in "$input" --o-dtype f32 --out "$work/cpu.safetensors"
-    step input-cuda 30 "$build/attn" run --in "$input" --o-dtype f32 --out "$work/cuda.safetensors" --backend cuda
+    beside input-cpu 30 "$build/attn" run --in "$input" --o-dtype f32 --out "$work/cpu.safetensors"
+    beside input-cuda 30 "$build/attn" run --in "$input" --o-dtype f32 --out "$work/cuda.safetensors" --backend cuda
+    together
     step input-compare 30 python3 "$work/compare.py" "$work/cpu.safetensors" "$work/cuda.safetensors"
     rm -rf "$work"
 }
@@ -143,24 +144,66 @@ peers() {
 # The CUDA kernels of the forward pass, as the command lists them.
 cuda_kernels() { "$build/attn" info | awk '$2 == "cuda" && $1 !~ /append|merge/ { print $1 }'; }
 
-# The cache append: all cases, garbage in lengths and tables, bandwidth; then under compute-sanitizer, beside the Python
-# tests if these come next.
+# The cache append: all cases, garbage in lengths and tables, bandwidth; and under compute-sanitizer.
 append() {
-    step append 60 "$build/tests/test_kv_append"
+    beside append 60 "$build/tests/test_kv_append"
     command -v compute-sanitizer >/dev/null || { skip append-memcheck "compute-sanitizer is not installed"; return; }
     beside append-memcheck 90 compute-sanitizer --tool memcheck --error-exitcode 9 --print-limit 5 \
         "$build/tests/test_kv_append"
 }
 
-# The Python package on CUDA tensors, from the source tree and this build's library; then what a call costs.
+# The Python package on CUDA tensors, from the source tree and this build's library; and what a call costs.
+has_python() {
+    command -v python3 >/dev/null && python3 -c 'import torch, pytest, hypothesis, ml_dtypes' 2>/dev/null && return
+    skip "$1" "python3 lacks torch, pytest, hypothesis or ml_dtypes"
+    return 1
+}
 python_package() {
-    command -v python3 >/dev/null && python3 -c 'import torch, pytest, hypothesis, ml_dtypes' 2>/dev/null ||
-        { skip python "python3 lacks torch, pytest, hypothesis or ml_dtypes"; return; }
+    has_python python || return
     beside python 120 env ATTN_LIBRARY="$build/libattn.so" ATTN_TEST_DEVICE=cuda PYTHONDONTWRITEBYTECODE=1 \
         python3 -m pytest -q -rs -p no:cacheprovider --durations=5 "$root/python/tests/test_kvcache.py" \
         "$root/python/tests/test_torch.py"
-    together
-    step python-overhead 40 env ATTN_LIBRARY="$build/libattn.so" python3 "$root/bench/python_overhead.py" --cuda
+}
+
+# ---- what measures no time: everything at once ----
+check_section() {
+    local kernel
+    case $1 in
+    info) step info 30 "$build/attn" info ;;
+    check)
+        for kernel in $kernels; do
+            beside "check-$kernel" 150 env ATTN_CHECK_CASES=2 ATTN_CHECK_KERNEL=$kernel "$build/tests/test_kernels"
+        done
+        ;;
+    append) append ;;
+    python) python_package ;;
+    zoo) beside zoo 100 "$build/tests/test_zoo" ;;
+    device)
+        beside device 150 "$build/tests/test_cuda_device"
+        beside decode 150 "$build/tests/test_cuda_decode"
+        beside bad-input 100 "$build/tests/test_cuda_input"
+        ;;
+    esac
+}
+
+# ---- what does, or needs the others done: one after the other ----
+timed_section() {
+    case $1 in
+    info | check | append | zoo | device) ;;
+    input) real_input ;;
+    sanitizer) sanitizer ;;
+    python)
+        has_python python-overhead &&
+            step python-overhead 40 env ATTN_LIBRARY="$build/libattn.so" python3 "$root/bench/python_overhead.py" --cuda
+        ;;
+    bench) bench_bf16 ;;
+    decode) step bench-decode 90 "$build/attn" bench --backend cuda --suite decode ;;
+    mla) step bench-mla 90 "$build/attn" bench --backend cuda --suite mla ;;
+    f32) step bench-f32 60 "$build/attn" bench --backend cuda --dtype f32 --b 2 --hq 16 --sq 8k --d 128 --samples 5 \
+             --sample-ms 20 --budget 8 ;;
+    peers) peers ;;
+    *) say "no section \"$1\""; failed="$failed $1" ;;
+    esac
 }
 
 begin=$SECONDS
@@ -171,33 +214,9 @@ fi
 say "gpu_check: commit $commit, $(date -u '+%Y-%m-%d %H:%M UTC'), sections: $*"
 say "device: $(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>/dev/null || echo unknown)"
 kernels=$(cuda_kernels)
-for section in "$@"; do
-    [ "$section" = python ] || together
-    case $section in
-    info) step info 30 "$build/attn" info ;;
-    check)
-        for kernel in $kernels; do
-            beside "check-$kernel" 150 env ATTN_CHECK_CASES=2 ATTN_CHECK_KERNEL=$kernel "$build/tests/test_kernels"
-        done
-        together
-        ;;
-    append) append ;;
-    python) python_package ;;
-    zoo) step zoo 60 "$build/tests/test_zoo" ;;
-    device)
-        step device 100 "$build/tests/test_cuda_device"
-        step bad-input 60 "$build/tests/test_cuda_input"
-        ;;
-    input) real_input ;;
-    sanitizer) sanitizer ;;
-    bench) bench_bf16 ;;
-    f32) step bench-f32 60 "$build/attn" bench --backend cuda --dtype f32 --b 2 --hq 16 --sq 8k --d 128 --samples 5 \
-             --sample-ms 20 --budget 8 ;;
-    peers) peers ;;
-    *) say "no section \"$section\""; failed="$failed $section" ;;
-    esac
-done
+for section in "$@"; do check_section "$section"; done
 together
+for section in "$@"; do timed_section "$section"; done
 say ""
 result="all passed"
 [ -z "$skipped" ] || result="passed but for what was skipped:$skipped"
