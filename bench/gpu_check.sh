@@ -4,7 +4,7 @@
 #
 #     bench/gpu_check.sh [-b BUILD] [-o RESULTS] [-c COMMIT] [SECTION...]
 #
-# Sections: info check append python zoo device input sanitizer bench f32 peers; all if none is named. Exit code 1:
+# Sections: info check append python zoo device input sanitizer bench decode mla f32 peers; all if none is named. Exit code 1:
 # something failed.
 # Needs no compiler and no network; python3 with PyTorch only for peers and (with pytest, hypothesis) python,
 # compute-sanitizer only for append and sanitizer (a missing tool counts as skipped, and the file says so).
@@ -20,7 +20,7 @@ while getopts b:o:c:h option; do
     esac
 done
 shift $((OPTIND - 1))
-[ $# -gt 0 ] || set -- info check append python zoo device input sanitizer bench f32 peers
+[ $# -gt 0 ] || set -- info check append python zoo device input sanitizer bench decode mla f32 peers
 build=$(cd "$build" && pwd) || exit 2
 [ -n "$commit" ] || commit=$(git -C "$root" rev-parse --short HEAD 2>/dev/null || cat "$root/commit" 2>/dev/null || echo unknown)
 [ -n "$results" ] || results=$build/gpu-check.txt
