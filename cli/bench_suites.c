@@ -1,11 +1,15 @@
 /* bench_suites.c — named sets of problems: rows of a table, so that adding one is one line. */
 #include "bench.h"
+<<<<<<< HEAD
 #include "bench_gqa.h"
+=======
+#include "bench_decode.h"
+>>>>>>> 9e4b729 (mla_decode_sm90: multi-head latent attention decode for Hopper; attn bench --suite mla)
 #include "terminal.h"
 #include <string.h>
 
-const char bench_suite_names[] = "prefill decode overhead scaling table demo";
-enum { SUITE_PREFILL, SUITE_DECODE, SUITE_OVERHEAD, SUITE_SCALING, SUITE_TABLE, SUITE_DEMO };
+const char bench_suite_names[] = "prefill decode overhead scaling table demo mla";
+enum { SUITE_PREFILL, SUITE_DECODE, SUITE_OVERHEAD, SUITE_SCALING, SUITE_TABLE, SUITE_DEMO, SUITE_MLA };
 
 typedef struct suite_row {
     int         suite;
@@ -50,6 +54,7 @@ int bench_suite(int suite, const cli_arguments *a, const bench_request *common, 
     int ladder[16], code = CLI_OK;
     if (suite == SUITE_DECODE && cli_choice(a, "backend", 0)) return bench_gqa(a);
     if (suite == SUITE_TABLE) return bench_targets(a, common, table);
+    if (suite == SUITE_MLA) return bench_decode(1, a, common);
     if (suite == SUITE_DEMO) return bench_demo(cli_text(a, "in"), table);
     contender_list contenders;
     bench_request request = *common;

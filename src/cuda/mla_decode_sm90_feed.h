@@ -1,0 +1,254 @@
+/* mla_decode_sm90_feed.h — the feeding warpgroup of mla_decode_sm90.cu: a walker turns the schedule into parts, a copier
+ * keeps the K tiles full, two warps gather Q. Also what all roles share: the map of shared memory, the records. */
+#ifndef ATTN_MLA_DECODE_SM90_FEED_H
+#define ATTN_MLA_DECODE_SM90_FEED_H
+#include "mla_decode_sm90.h"
+#include "ptx_mla_sm90.h"
+#include <stddef.h>
+
+#define LOG2E 1.4426950408889634f
+#define LN2 0.6931471805599453f
+#define INF __int_as_float(0x7f800000)
+#define NOT_A_NUMBER __int_as_float(0x7fffffff)
+
+/* ---- shared memory, from a 1024-byte boundary: Q, two tiles of K, their state, barriers, records ---- */
+
+enum {
+    AT_Q = 0,
+    AT_K = AT_Q + MLA_TILE,
+    AT_STATE = AT_K + MLA_BUFFERS * MLA_TILE,
+    AT_SUMS = AT_STATE + MLA_BUFFERS * MLA_STATE_BYTES,
+    AT_BARRIERS = AT_SUMS + MLA_SUM_BYTES,
+    AT_PARTS = AT_BARRIERS + MLA_BARRIER_BYTES,
+    /* of a K tile's state: */
+    STATE_FACTOR = 0,       /* f32 [64]: what O is due before this tile's P V, and */
+    STATE_MAXIMUM = 256,    /* f32 [64]: the rows' maxima, where a warp says so in */
+    STATE_RESCALE = 512,    /* [4] a warp: 1 = yes */
+    STATE_UNCLEAN = 528,    /* [4] a warp: did it clean anything out of keys in use? */
+    /* barriers: */
+    Q_FULL = AT_BARRIERS, Q_EMPTY = Q_FULL + 8,
+    K_FULL = Q_EMPTY + 8,                               /* a chunk */
+    LEFT_EMPTY = K_FULL + 8 * MLA_BUFFERS * MLA_CHUNKS, /* chunks 0 .. 3: V's left half */
+    RIGHT_EMPTY = LEFT_EMPTY + 8 * MLA_BUFFERS,         /* chunks 4 .. 7 */
+    P_FULL = RIGHT_EMPTY + 8 * MLA_BUFFERS,
+    PART_FULL = P_FULL + 8 * MLA_BUFFERS, PART_EMPTY = PART_FULL + 8 * MLA_PART_SLOTS,
+    BARRIERS_END = PART_EMPTY + 8 * MLA_PART_SLOTS
+};
+static_assert(BARRIERS_END <= AT_PARTS && STATE_UNCLEAN + 16 <= MLA_STATE_BYTES, "shared memory");
+
+/* Threads that release a record: a lane of each warp but the walker's. */
+enum { PART_READERS = 3 + 8 };
+
+/* A place in a ring of barriers: which one, and the parity of the phase waited for next. */
+struct ring { uint32_t index, parity; };
+template <int SLOTS> ATTN_DEVICE void ring_next(ring &r) {
+    if (++r.index == SLOTS) {
+        r.index = 0;
+        r.parity ^= 1;
+    }
+}
+
+/* ---- parts ---- */
+
+struct part {
+    int blocks;                 /* K tiles; 0 = no row sees a key, -1 = no more parts */
+    int first;                  /* number of the first one in its sequence */
+    int seen_by_all;            /* keys from here on are not seen by every row of the tile */
+    int kv_len, shift, q_len, q_rows, sequence, head_kv;
+    int q_first, q_batch, kv_first, kv_batch;
+    int slot;                   /* of the workspace; -1: straight to O and LSE */
+    const int32_t *pages;
+};
+static_assert(sizeof(part) <= MLA_PART_BYTES, "record");
+
+/* A field of the record at shared-memory address `record`. */
+#define PART(field) ((int)smem_load(record + offsetof(part, field)))
+#define PART_PAGES ((const int32_t *)smem_load64(record + offsetof(part, pages)))
+
+/* Wait for the next record. @return its address. */
+ATTN_DEVICE uint32_t next_part(uint32_t base, ring &slot) {
+    mbarrier_wait(base + PART_FULL + 8 * slot.index, slot.parity);
+    return base + AT_PARTS + slot.index * MLA_PART_BYTES;
+}
+/* One thread of a warp that needs the record no more. */
+ATTN_DEVICE void release_part(uint32_t base, ring &slot) {
+    mbarrier_arrive(base + PART_EMPTY + 8 * slot.index);
+    ring_next<MLA_PART_SLOTS>(slot);
+}
+
+/* First key that query i doesn't see. */
+ATTN_DEVICE int keys_seen(const mla_decode_sm90_args &a, uint32_t record, int i) {
+    const int kv_len = PART(kv_len);
+    return a.problem.causal ? max(0, min(kv_len, i + PART(shift) + 1)) : kv_len;
+}
+
+/* Where the row goes: i its query, used: the query has a token, written: it is a row of O. */
+struct row_place { int64_t o, lse; int i, head, used, written; };
+
+ATTN_DEVICE row_place row_place_at(const mla_decode_sm90_args &a, uint32_t record, int row) {
+    const attn_problem &p = a.problem;
+    row_place at;
+    at.i = row / a.group;
+    at.head = PART(head_kv) * a.group + row % a.group;
+    at.used = at.i < PART(q_len);
+    at.written = at.i < PART(q_rows);
+    const int64_t batch = PART(q_batch), seq = PART(q_first) + at.i;
+    at.o = batch * p.o_stride.batch + seq * p.o_stride.seq + at.head * p.o_stride.head;
+    at.lse = batch * p.lse_stride.batch + seq * p.lse_stride.seq + at.head * p.lse_stride.head;
+    return at;
+}
+
+/* ---- walker: one thread reads the schedule ---- */
+
+ATTN_DEVICE void emit(uint32_t base, ring &slot, part &x) {
+    mbarrier_wait(base + PART_EMPTY + 8 * slot.index, slot.parity);
+    smem_store_words(base + AT_PARTS + slot.index * MLA_PART_BYTES, &x.blocks, sizeof x / 4);
+    mbarrier_arrive(base + PART_FULL + 8 * slot.index);
+    ring_next<MLA_PART_SLOTS>(slot);
+}
+
+/* Fill in sequence b. @return its blocks on the line; *seen: those that hold keys. */
+ATTN_DEVICE int enter_sequence(const mla_decode_sm90_args &a, int b, int tile, part &x, int &seen) {
+    const attn_sequence s = attn_sequence_at(&a.problem, &a.tensors, b);
+    const attn_range span = attn_decode_span(&a.problem, &s);
+    x.sequence = b;
+    x.kv_len = (int)s.kv_len, x.shift = (int)s.shift, x.q_len = (int)s.q_len, x.q_rows = (int)s.q_rows;
+    x.q_first = (int)s.q_first, x.q_batch = (int)s.q_batch;
+    x.kv_first = (int)s.kv_first, x.kv_batch = (int)s.kv_batch;
+    x.pages = s.pages;
+    x.seen_by_all = x.kv_len;
+    if (a.problem.causal) x.seen_by_all = max(0, min(x.kv_len, tile * MLA_ROWS / a.group + x.shift + 1));
+    const int blocks = attn_decode_blocks(span, MLA_KEYS);
+    seen = span.high > span.low ? blocks : 0;
+    return blocks;
+}
+
+ATTN_DEVICE attn_decode_slots slots_of(const mla_decode_sm90_args &a, const attn_decode_line &even, int item) {
+    return a.schedule ? attn_decode_slots_of(&a.shape, a.schedule, item)
+                      : attn_decode_even_slots(&a.shape, &even, item);
+}
+
+ATTN_DEVICE void walk(const mla_decode_sm90_args &a, uint32_t base, int worker, int tile) {
+    ring slot = { 0, 1 };
+    part x = {};
+    attn_decode_line even = {};
+    attn_decode_work work = { 0, -1, 0, 0, 0, { 0, 0, 0 } };
+    if (a.schedule) {
+        if (attn_decode_valid(&a.shape, a.schedule)) work = attn_decode_works(a.schedule)[worker];
+    } else {
+        even = attn_decode_even_line(&a.shape, a.even_blocks);
+        work = attn_decode_work_of(&a.shape, &even, worker);
+    }
+#pragma unroll 1
+    for (int item = work.first_item; item <= work.last_item; item++) {
+        int seen;
+        const int b = item / a.shape.tiles;
+        const int blocks = enter_sequence(a, b, tile, x, seen), split = attn_decode_split_blocks(&a.shape, blocks);
+        const attn_decode_slots slots = slots_of(a, even, item);
+        x.head_kv = item - b * a.shape.tiles;
+        int begin = item == work.first_item ? work.first_block : 0;
+        int number = item == work.first_item ? work.first_part : 0;
+        const int end = item == work.last_item ? work.last_block : blocks;
+#pragma unroll 1
+        for (; begin < end; number++) {
+            const int stop = min(end, (begin / split + 1) * split);
+            x.first = begin;
+            x.blocks = max(0, min(stop, seen) - begin);
+            x.slot = slots.parts > 1 ? attn_decode_slot(slots, min(number, slots.parts - 1)) : -1;
+            emit(base, slot, x);
+            begin = stop;
+        }
+    }
+    x.blocks = -1;
+    emit(base, slot, x);
+}
+
+/* ---- copier: one thread feeds the copy engine ---- */
+
+template <int CLUSTER, int CACHE>
+ATTN_DEVICE void copy_box(uint32_t to, const CUtensorMap *map, uint32_t full, int column, int head, int row, int batch) {
+    if (CLUSTER == 1) tma_load<CACHE>(to, map, full, column, head, row, batch);
+    else tma_load_multicast<CACHE>(to, map, full, column, head, row, batch, 3);
+}
+
+/* Fetch this block's share of chunks first .. last - 1 of a K tile, 64 / CLUSTER keys of each, for the whole cluster. */
+template <int CLUSTER, int CACHE>
+ATTN_DEVICE void copy_chunks(const mla_decode_sm90_args &a, const CUtensorMap *map, uint32_t record, uint32_t tile,
+                             uint32_t full, int block, int first, int last) {
+    const int32_t *pages = PART_PAGES;
+    const int head = PART(head_kv);
+#pragma unroll 1
+    for (int d = first; d < last; d++) mbarrier_arrive_expect(full + 8 * d, MLA_CHUNK);
+    const int from = CLUSTER == 1 ? 0 : (int)cluster_rank() * (MLA_KEYS / CLUSTER);
+#pragma unroll 1
+    for (int row = from; row < from + MLA_KEYS / CLUSTER; row += a.box_rows) {
+        int seq = PART(kv_first) + block * MLA_KEYS + row, batch = PART(kv_batch);
+        if (pages) {                /* no table entry behind the last page is read */
+            const int size = (int)a.problem.page_size, key = min(block * MLA_KEYS + row, PART(kv_len) - 1);
+            batch = pages[key / size];
+            if (batch < 0 || batch >= a.problem.pages) batch = 0;
+            seq = key % size / a.box_rows * a.box_rows;
+        }
+#pragma unroll 1
+        for (int d = first; d < last; d++)
+            copy_box<CLUSTER, CACHE>(tile + d * MLA_CHUNK + row * 128, map, full + 8 * d, d * 64, head, seq, batch);
+    }
+}
+
+template <int CLUSTER, int CACHE>
+ATTN_DEVICE void copy_keys(const mla_decode_sm90_args &a, const CUtensorMap *map, uint32_t base) {
+    ring slot = { 0, 0 };
+    uint32_t parities = 3;          /* bit b: of the phase of buffer b that is waited for next */
+    for (;;) {
+        const uint32_t record = next_part(base, slot);
+        const int blocks = PART(blocks), first = PART(first);
+        if (blocks < 0) return;
+#pragma unroll 1
+        for (int n = 0; n < blocks; n++) {
+            const int buffer = n & 1, parity = parities >> buffer & 1;
+            const uint32_t tile = base + AT_K + buffer * MLA_TILE, full = base + K_FULL + 8 * MLA_CHUNKS * buffer;
+            parities ^= 1u << buffer;
+            mbarrier_wait(base + LEFT_EMPTY + 8 * buffer, parity);
+            copy_chunks<CLUSTER, CACHE>(a, map, record, tile, full, first + n, 0, 4);
+            /* The last chunk's place holds P, which both halves read. */
+            mbarrier_wait(base + RIGHT_EMPTY + 8 * buffer, parity);
+            copy_chunks<CLUSTER, CACHE>(a, map, record, tile, full, first + n, 4, MLA_CHUNKS);
+        }
+        release_part(base, slot);
+    }
+}
+
+/* ---- Q: two warps gather rows, whatever the heads and strides ---- */
+
+ATTN_DEVICE void gather_q(const mla_decode_sm90_args &a, uint32_t base, int tile, int thread) {
+    const attn_problem &p = a.problem;
+    ring slot = { 0, 0 };
+    uint32_t parity = 1;
+    for (;;) {
+        const uint32_t record = next_part(base, slot);
+        const int blocks = PART(blocks);
+        if (blocks < 0) return;
+        if (blocks > 0) {
+            const int last = PART(q_len) * a.group - 1, piece = thread % 8;
+            mbarrier_wait(base + Q_EMPTY, parity);
+            parity ^= 1;
+#pragma unroll 1
+            for (int r = thread / 8; r < MLA_ROWS; r += 8) {
+                const int row = min(tile * MLA_ROWS + r, last), i = row / a.group;
+                const int64_t at = PART(q_batch) * p.q_stride.batch + (PART(q_first) + i) * p.q_stride.seq +
+                                   (PART(head_kv) * a.group + row - i * a.group) * p.q_stride.head;
+                const char *from = (const char *)a.tensors.q + 2 * at + 16 * piece;
+                const uint32_t to = base + AT_Q + r * 128 + ((piece ^ (r & 7)) << 4);
+#pragma unroll
+                for (int d = 0; d < MLA_CHUNKS; d++) async_copy16(to + d * MLA_CHUNK, from + d * 128);
+            }
+            async_copies_wait();
+            async_proxy_fence();
+            mbarrier_arrive(base + Q_FULL);
+        }
+        __syncwarp();
+        if (thread % 32 == 0) mbarrier_arrive(base + PART_EMPTY + 8 * slot.index);
+        ring_next<MLA_PART_SLOTS>(slot);
+    }
+}
+#endif
