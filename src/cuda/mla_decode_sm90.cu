@@ -234,19 +234,27 @@ template <int CLUSTER, int G, int BUFFER, int PENDING> ATTN_DEVICE void finish(c
     release_half<CLUSTER, G, BUFFER>(x);
 }
 
-/* The scores of the next tile of this warpgroup follow the batch on o that reads buffer 1. */
-template <int BF16, int CLUSTER, int G>
+/* The scores of the next a follow the batch on o that reads b: EAGER under it, if K has come. */
+#if !defined(MLA_ORDER)
+#define MLA_ORDER 2
+#endif
+template <int BF16, int CLUSTER, int EAGER>
 ATTN_DEVICE void finish_and_score(consumer &x, float (&o)[128], float (&s)[32]) {
-    start_scores<BF16, G, 0, 2>(x, s);
-    finish<CLUSTER, G, 1, 2>(x, o);
-    start_scores<BF16, G, 2, MLA_CHUNKS>(x, s);
+    if (EAGER && MLA_ORDER == 2 && mbarrier_ended(x.base + K_FULL + 8, x.own)) {
+        start_scores<BF16, 0, 0, 2>(x, s);
+        finish<CLUSTER, 0, 1, 2>(x, o);
+    } else {
+        finish<CLUSTER, 0, 1, 0>(x, o);
+        start_scores<BF16, 0, 0, 2>(x, s);
+    }
+    start_scores<BF16, 0, 2, MLA_CHUNKS>(x, s);
     wait_scores(x, s);
 }
 
 /* ---- the two schedules: K tiles go in pairs a, b, in buffers 0 and 1; n counts those of the part ---- */
 
 /* scores a | P a, O += P a V a, O += P b V b, scores of the next a | ... */
-template <int BF16, int CLUSTER>
+template <int BF16, int CLUSTER, int EAGER>
 ATTN_DEVICE void walk_first(consumer &x, int first, int blocks, float (&o)[128], softmax &r, int &unclean) {
     float s[32], factor[2];
     start_scores<BF16, 0, 0, MLA_CHUNKS>(x, s);
@@ -260,7 +268,7 @@ ATTN_DEVICE void walk_first(consumer &x, int first, int blocks, float (&o)[128],
         finish<CLUSTER, 0, 0, 0>(x, o);
         if (n + 1 == blocks) break;
         start_other<BF16, 0, 1>(x, first + n + 1, o, r, 1, unclean);
-        if (n + 2 < blocks) finish_and_score<BF16, CLUSTER, 0>(x, o, s);
+        if (n + 2 < blocks) finish_and_score<BF16, CLUSTER, EAGER>(x, o, s);
         else finish<CLUSTER, 0, 1, 0>(x, o);
     }
 }
@@ -290,8 +298,11 @@ ATTN_DEVICE void walk_second(consumer &x, int first, int blocks, float (&o)[128]
         if (EAGER) finish<CLUSTER, 1, 0, 0>(x, o);
         if (rescale) scale_o(o, factor);
         start_own<BF16, 1, 1>(x, o, p, 1);
-        if (EAGER && n + 3 < blocks) finish_and_score<BF16, CLUSTER, 1>(x, o, s);
-        else finish<CLUSTER, 1, 1, 0>(x, o);
+        finish<CLUSTER, 1, 1, 0>(x, o);
+        if (EAGER && n + 3 < blocks) {
+            start_scores<BF16, 1, 0, MLA_CHUNKS>(x, s);
+            wait_scores(x, s);
+        }
     }
 }
 
@@ -373,12 +384,22 @@ ATTN_DEVICE void store_row(float (&o)[128], uint16_t *to, int written, float inv
         if (written) *(uint4 *)(to + 32 * g) = make_uint4(x[0], x[1], x[2], x[3]);
     }
 }
+/* The same in f32: two threads exchange pairs of columns until each has 4 in a row. */
 template <int SECOND> ATTN_DEVICE void store_part_row(float (&o)[128], float *to, float inverse) {
-    to += 2 * (threadIdx.x & 3);
+    const int odd = threadIdx.x & 1;
+    to += 2 * (threadIdx.x & 2) + 8 * odd;
 #pragma unroll
-    for (int g = 0; g < 32; g++) {
-        const int e = 4 * g + 2 * SECOND;
-        *(float2 *)(to + 8 * g) = inverse == 0.f ? make_float2(0.f, 0.f) : make_float2(o[e] * inverse, o[e + 1] * inverse);
+    for (int g = 0; g < 32; g += 2) {
+        float x[2], y[2];       /* columns of eight g and of eight g + 1 */
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            x[i] = inverse == 0.f ? 0.f : o[4 * g + 2 * SECOND + i] * inverse;
+            y[i] = inverse == 0.f ? 0.f : o[4 * g + 4 + 2 * SECOND + i] * inverse;
+            const float other = __shfl_xor_sync(~0u, odd ? x[i] : y[i], 1);
+            if (odd) x[i] = other;
+            else y[i] = other;
+        }
+        *(float4 *)(to + 8 * g) = make_float4(x[0], x[1], y[0], y[1]);
     }
 }
 
@@ -420,7 +441,7 @@ ATTN_DEVICE void consume(const mla_decode_sm90_args &a, uint32_t base, int tile,
         if (blocks > 0) {
             mbarrier_wait(base + Q_FULL, q_parity);
             q_parity ^= 1;
-            if (warpgroup == 0) walk_first<BF16, CLUSTER>(x, PART(first), blocks, o, r, unclean);
+            if (warpgroup == 0) walk_first<BF16, CLUSTER, EAGER>(x, PART(first), blocks, o, r, unclean);
             else walk_second<BF16, CLUSTER, EAGER>(x, PART(first), blocks, o, r, unclean);
             if (unclean) add_unclean<BF16>(a, x, o);
         }
@@ -450,7 +471,7 @@ ATTN_DEVICE void write_nan(const mla_decode_sm90_args &a) {
 /* ---- the kernels ---- */
 
 template <int CLUSTER> ATTN_DEVICE void make_barriers(uint32_t base) {
-    mbarrier_init(base + Q_FULL, 64);
+    mbarrier_init(base + Q_FULL, 32);
     mbarrier_init(base + Q_EMPTY, 8);
     for (int i = 0; i < MLA_BUFFERS * MLA_CHUNKS; i++) mbarrier_init(base + K_FULL + 8 * i, 1);
     for (int i = 0; i < MLA_BUFFERS; i++) {
@@ -468,12 +489,10 @@ template <int CLUSTER> ATTN_DEVICE void make_barriers(uint32_t base) {
 template <int CLUSTER>
 ATTN_DEVICE void feed(const mla_decode_sm90_args &a, const CUtensorMap *map, uint32_t base, int worker, int tile) {
     const int warp = threadIdx.x / 32;
-    if (warp >= 2) gather_q(a, base, tile, threadIdx.x - 64);
-    else if (threadIdx.x == 32) walk(a, base, worker, tile);
-    else if (threadIdx.x == 0) {
-        if (a.cache_first) copy_keys<CLUSTER, TMA_CACHE_FIRST>(a, map, base);
-        else copy_keys<CLUSTER, TMA_CACHE_NORMAL>(a, map, base);
-    }
+    if (warp == 3) gather_q(a, base, tile);
+    else if (threadIdx.x == 64) walk(a, base, worker, tile);
+    else if (threadIdx.x == 0) copy_keys<CLUSTER>(a, map, base, 0);
+    else if (threadIdx.x == 32) copy_keys<CLUSTER>(a, map, base, 1);
 }
 
 template <int BF16, int CLUSTER, int EAGER>

@@ -1,5 +1,5 @@
-/* mla_decode_sm90_feed.h — the feeding warpgroup of mla_decode_sm90.cu: a walker turns the schedule into parts, a copier
- * keeps the K tiles full, two warps gather Q. Also what all roles share: the map of shared memory, the records. */
+/* mla_decode_sm90_feed.h — the feeding warpgroup of mla_decode_sm90.cu: a walker turns the schedule into parts, two
+ * copiers keep the K tiles full, a warp gathers Q. Also what all roles share: the map of shared memory, the records. */
 #ifndef ATTN_MLA_DECODE_SM90_FEED_H
 #define ATTN_MLA_DECODE_SM90_FEED_H
 #include "mla_decode_sm90.h"
@@ -163,25 +163,29 @@ ATTN_DEVICE void walk(const mla_decode_sm90_args &a, uint32_t base, int worker, 
     emit(base, slot, x);
 }
 
-/* ---- copier: one thread feeds the copy engine ---- */
+/* ---- copiers: a thread for each half feeds the copy engine ---- */
 
 template <int CLUSTER, int CACHE>
 ATTN_DEVICE void copy_box(uint32_t to, const CUtensorMap *map, uint32_t full, int column, int head, int row, int batch) {
     if (CLUSTER == 1) tma_load<CACHE>(to, map, full, column, head, row, batch);
-    else tma_load_multicast<CACHE>(to, map, full, column, head, row, batch, 3);
+    else tma_load_multicast<CACHE>(to, map, full, column, head, row, batch, (1 << CLUSTER) - 1);
 }
 
-/* Fetch this block's share of chunks first .. last - 1 of a K tile, 64 / CLUSTER keys of each, for the whole cluster. */
-template <int CLUSTER, int CACHE>
+/* Fetch this block's share of chunks first .. last - 1 of a K tile, for the whole cluster. */
+#if !defined(MLA_SHARE)
+#define MLA_SHARE 0     /* 0: 64 / CLUSTER keys of each chunk, 1: every other chunk */
+#endif
+template <int CLUSTER>
 ATTN_DEVICE void copy_chunks(const mla_decode_sm90_args &a, const CUtensorMap *map, uint32_t record, uint32_t tile,
                              uint32_t full, int block, int first, int last) {
     const int32_t *pages = PART_PAGES;
-    const int head = PART(head_kv);
+    const int head = PART(head_kv), rank = CLUSTER == 1 ? 0 : (int)cluster_rank();
+    constexpr int KEYS = MLA_SHARE ? MLA_KEYS : MLA_KEYS / CLUSTER, STEP = MLA_SHARE ? CLUSTER : 1;
+    const int from = MLA_SHARE ? 0 : rank * KEYS, mine = MLA_SHARE ? first + ((first ^ rank) & (CLUSTER - 1)) : first;
 #pragma unroll 1
     for (int d = first; d < last; d++) mbarrier_arrive_expect(full + 8 * d, MLA_CHUNK);
-    const int from = CLUSTER == 1 ? 0 : (int)cluster_rank() * (MLA_KEYS / CLUSTER);
 #pragma unroll 1
-    for (int row = from; row < from + MLA_KEYS / CLUSTER; row += a.box_rows) {
+    for (int row = from; row < from + KEYS; row += a.box_rows) {
         int seq = PART(kv_first) + block * MLA_KEYS + row, batch = PART(kv_batch);
         if (pages) {                /* no table entry behind the last page is read */
             const int size = (int)a.problem.page_size, key = min(block * MLA_KEYS + row, PART(kv_len) - 1);
@@ -190,13 +194,16 @@ ATTN_DEVICE void copy_chunks(const mla_decode_sm90_args &a, const CUtensorMap *m
             seq = key % size / a.box_rows * a.box_rows;
         }
 #pragma unroll 1
-        for (int d = first; d < last; d++)
-            copy_box<CLUSTER, CACHE>(tile + d * MLA_CHUNK + row * 128, map, full + 8 * d, d * 64, head, seq, batch);
+        for (int d = mine; d < last; d += STEP) {
+            const uint32_t to = tile + d * MLA_CHUNK + row * 128;
+            if (a.cache_first) copy_box<CLUSTER, TMA_CACHE_FIRST>(to, map, full + 8 * d, d * 64, head, seq, batch);
+            else copy_box<CLUSTER, TMA_CACHE_NORMAL>(to, map, full + 8 * d, d * 64, head, seq, batch);
+        }
     }
 }
 
-template <int CLUSTER, int CACHE>
-ATTN_DEVICE void copy_keys(const mla_decode_sm90_args &a, const CUtensorMap *map, uint32_t base) {
+template <int CLUSTER>
+ATTN_DEVICE void copy_keys(const mla_decode_sm90_args &a, const CUtensorMap *map, uint32_t base, int half) {
     ring slot = { 0, 0 };
     uint32_t parities = 3;          /* bit b: of the phase of buffer b that is waited for next */
     for (;;) {
@@ -208,20 +215,29 @@ ATTN_DEVICE void copy_keys(const mla_decode_sm90_args &a, const CUtensorMap *map
             const int buffer = n & 1, parity = parities >> buffer & 1;
             const uint32_t tile = base + AT_K + buffer * MLA_TILE, full = base + K_FULL + 8 * MLA_CHUNKS * buffer;
             parities ^= 1u << buffer;
-            mbarrier_wait(base + LEFT_EMPTY + 8 * buffer, parity);
-            copy_chunks<CLUSTER, CACHE>(a, map, record, tile, full, first + n, 0, 4);
             /* The last chunk's place holds P, which both halves read. */
-            mbarrier_wait(base + RIGHT_EMPTY + 8 * buffer, parity);
-            copy_chunks<CLUSTER, CACHE>(a, map, record, tile, full, first + n, 4, MLA_CHUNKS);
+            if (half) mbarrier_wait(base + RIGHT_EMPTY + 8 * buffer, parity);
+            mbarrier_wait(base + LEFT_EMPTY + 8 * buffer, parity);
+            copy_chunks<CLUSTER>(a, map, record, tile, full, first + n, half ? 4 : 0, half ? MLA_CHUNKS : 4);
         }
         release_part(base, slot);
     }
 }
 
-/* ---- Q: two warps gather rows, whatever the heads and strides ---- */
+/* ---- Q: a warp gathers rows, whatever the heads and strides ---- */
 
-ATTN_DEVICE void gather_q(const mla_decode_sm90_args &a, uint32_t base, int tile, int thread) {
+/* A row of the item; past its end, the last one. */
+ATTN_DEVICE const char *q_row(const mla_decode_sm90_args &a, uint32_t record, int row) {
     const attn_problem &p = a.problem;
+    row = min(row, PART(q_len) * a.group - 1);
+    const int i = row / a.group;
+    const int64_t at = PART(q_batch) * p.q_stride.batch + (PART(q_first) + i) * p.q_stride.seq +
+                       (PART(head_kv) * a.group + row - i * a.group) * p.q_stride.head;
+    return (const char *)a.tensors.q + 2 * at;
+}
+
+ATTN_DEVICE void gather_q(const mla_decode_sm90_args &a, uint32_t base, int tile) {
+    const int thread = threadIdx.x % 32;
     ring slot = { 0, 0 };
     uint32_t parity = 1;
     for (;;) {
@@ -229,15 +245,18 @@ ATTN_DEVICE void gather_q(const mla_decode_sm90_args &a, uint32_t base, int tile
         const int blocks = PART(blocks);
         if (blocks < 0) return;
         if (blocks > 0) {
-            const int last = PART(q_len) * a.group - 1, piece = thread % 8;
+            const int piece = thread % 8;
+#pragma unroll 1
+            for (int r = thread / 8; r < MLA_ROWS; r += 4) {    /* while the part before is at work */
+                const char *from = q_row(a, record, tile * MLA_ROWS + r);
+                if (piece < MLA_CHUNKS - 8) prefetch_l2(from + 8 * 128);
+                prefetch_l2(from + piece * 128);
+            }
             mbarrier_wait(base + Q_EMPTY, parity);
             parity ^= 1;
 #pragma unroll 1
-            for (int r = thread / 8; r < MLA_ROWS; r += 8) {
-                const int row = min(tile * MLA_ROWS + r, last), i = row / a.group;
-                const int64_t at = PART(q_batch) * p.q_stride.batch + (PART(q_first) + i) * p.q_stride.seq +
-                                   (PART(head_kv) * a.group + row - i * a.group) * p.q_stride.head;
-                const char *from = (const char *)a.tensors.q + 2 * at + 16 * piece;
+            for (int r = thread / 8; r < MLA_ROWS; r += 4) {
+                const char *from = q_row(a, record, tile * MLA_ROWS + r) + 16 * piece;
                 const uint32_t to = base + AT_Q + r * 128 + ((piece ^ (r & 7)) << 4);
 #pragma unroll
                 for (int d = 0; d < MLA_CHUNKS; d++) async_copy16(to + d * MLA_CHUNK, from + d * 128);
@@ -247,7 +266,7 @@ ATTN_DEVICE void gather_q(const mla_decode_sm90_args &a, uint32_t base, int tile
             mbarrier_arrive(base + Q_FULL);
         }
         __syncwarp();
-        if (thread % 32 == 0) mbarrier_arrive(base + PART_EMPTY + 8 * slot.index);
+        if (thread == 0) mbarrier_arrive(base + PART_EMPTY + 8 * slot.index);
         ring_next<MLA_PART_SLOTS>(slot);
     }
 }

@@ -22,7 +22,18 @@ ATTN_DEVICE void mbarrier_arrive_at(uint32_t barrier, uint32_t rank) {
                  "mbarrier.arrive.shared::cluster.b64 _, [remote];\n}" :: "r"(barrier), "r"(rank) : "memory");
 }
 
+/* Has the phase of that parity ended? Doesn't wait. */
+ATTN_DEVICE int mbarrier_ended(uint32_t barrier, uint32_t parity) {
+    uint32_t done;
+    asm volatile("{\n.reg .pred p;\nmbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
+                 : "=r"(done) : "r"(barrier), "r"(parity) : "memory");
+    return (int)done;
+}
+
 /* ---- copies ---- */
+
+/* The 128 bytes at `at` will be read soon. */
+ATTN_DEVICE void prefetch_l2(const void *at) { asm volatile("prefetch.global.L2 [%0];" :: "l"(at) : "memory"); }
 
 /* As tma_load, into every block whose bit is in `blocks`, at the same address, each block's own barrier told. */
 template <int CACHE>
