@@ -1,10 +1,7 @@
 /* bench_suites.c — named sets of problems: rows of a table, so that adding one is one line. */
 #include "bench.h"
-<<<<<<< HEAD
 #include "bench_gqa.h"
-=======
 #include "bench_decode.h"
->>>>>>> 9e4b729 (mla_decode_sm90: multi-head latent attention decode for Hopper; attn bench --suite mla)
 #include "terminal.h"
 #include <string.h>
 

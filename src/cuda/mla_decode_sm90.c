@@ -155,7 +155,7 @@ static attn_status launch_merge(const attn_plan *plan, const mla_decode_sm90_arg
     const attn_decode_merge_args merge = {
         .p = plan->problem, .t = a->tensors, .shape = a->shape, .schedule = a->schedule, .o = a->o_part,
         .lse = a->lse_part, .tile_rows = a->tiles * MLA_ROWS, .m_tiles = 1,
-        .o_stride = attn_decode_o_stride(MLA_V), .even_blocks = a->even_blocks };
+        .o_stride = attn_decode_o_stride(MLA_V), .even = a->even };
     return attn_decode_merge_launch(plan, SLOT_MERGE, &merge, 1, stream);
 }
 
@@ -169,11 +169,12 @@ static attn_status run(const attn_plan *plan, const attn_tensors *tensors, void 
         .problem = *p, .tensors = t, .scale_log2 = p->scale * 1.4426950408889634f,
         .shape = shape_of(p, plan->schedule[PLAN_WORKERS], plan->splits),
         .tiles = (int)tiles_of(p), .group = (int)(p->q_heads / p->kv_heads), .box_rows = (int)box_rows(p),
-        .even_blocks = (int)plan->schedule[PLAN_EVEN], .cache_first = tiles_of(p) <= cluster_of(p) };
+        .cache_first = tiles_of(p) <= cluster_of(p) };
     char *parts = (char *)workspace + plan->schedule_bytes;
     a.o_part = (float *)(void *)parts;
     a.lse_part = a.o_part + attn_decode_parts_max(&a.shape) * a.tiles * MLA_ROWS * MLA_V;
-    if (plan->schedule_bytes) {
+    if (!plan->schedule_bytes) a.even = attn_decode_even_line(&a.shape, (int32_t)plan->schedule[PLAN_EVEN]);
+    else {
         a.schedule = t.schedule ? t.schedule : workspace;
         if (t.schedule && plan->checked) status = attn_decode_schedule_check(&a.shape, t.schedule, stream);
         if (!t.schedule) status = schedule(plan, &t, workspace, stream);

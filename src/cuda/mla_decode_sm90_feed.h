@@ -123,28 +123,26 @@ ATTN_DEVICE int enter_sequence(const mla_decode_sm90_args &a, int b, int tile, p
     return blocks;
 }
 
-ATTN_DEVICE attn_decode_slots slots_of(const mla_decode_sm90_args &a, const attn_decode_line &even, int item) {
+ATTN_DEVICE attn_decode_slots slots_of(const mla_decode_sm90_args &a, int item) {
     return a.schedule ? attn_decode_slots_of(&a.shape, a.schedule, item)
-                      : attn_decode_even_slots(&a.shape, &even, item);
+                      : attn_decode_even_slots(&a.shape, &a.even, item);
 }
 
 ATTN_DEVICE void walk(const mla_decode_sm90_args &a, uint32_t base, int worker, int tile) {
     ring slot = { 0, 1 };
     part x = {};
-    attn_decode_line even = {};
     attn_decode_work work = { 0, -1, 0, 0, 0, { 0, 0, 0 } };
     if (a.schedule) {
         if (attn_decode_valid(&a.shape, a.schedule)) work = attn_decode_works(a.schedule)[worker];
     } else {
-        even = attn_decode_even_line(&a.shape, a.even_blocks);
-        work = attn_decode_work_of(&a.shape, &even, worker);
+        work = attn_decode_work_of(&a.shape, &a.even, worker);
     }
 #pragma unroll 1
     for (int item = work.first_item; item <= work.last_item; item++) {
         int seen;
         const int b = item / a.shape.tiles;
         const int blocks = enter_sequence(a, b, tile, x, seen), split = attn_decode_split_blocks(&a.shape, blocks);
-        const attn_decode_slots slots = slots_of(a, even, item);
+        const attn_decode_slots slots = slots_of(a, item);
         x.head_kv = item - b * a.shape.tiles;
         int begin = item == work.first_item ? work.first_block : 0;
         int number = item == work.first_item ? work.first_part : 0;
