@@ -142,6 +142,22 @@ static void keep_far_bytes(const char *json, const char *facts) {
     }
 }
 
+static const char *python_program(void) { return getenv("PYTHON") ? getenv("PYTHON") : "python3"; }
+
+/* CuTe's headers come from a Python package: its compiler flags into the environment. @return 0 = not here, and said so */
+static int find_cute(void) {
+    char script[PATH], flags[PATH], line[2048] = "";
+    join(script, "%s/flash_attention/cute_flags.py", learn_folder());
+    join(flags, "%s/cute_flags.txt", learn_build_folder());
+    const int code = run_words((char *[]){ (char *)python_program(), script, NULL }, flags, NULL, 60);
+    FILE *file = code ? NULL : fopen(flags, "r");
+    if (file && !fgets(line, sizeof line, file)) line[0] = 0;
+    if (file) fclose(file);
+    line[strcspn(line, "\n")] = 0;
+    setenv("ATTN_PLUGIN_FLAGS", line, 1);
+    return *line != 0;
+}
+
 /* Plug-in kernels are judged by the attn command that lies beside this program. */
 static int run_attn(const learn_lesson *lesson, const char *file, int judge_only, const char *facts) {
     char attn[PATH], json[PATH];
@@ -164,7 +180,7 @@ static int run_attn(const learn_lesson *lesson, const char *file, int judge_only
 }
 
 static int run_python(const char *file, int lesson_number, const char *facts) {
-    const char *python = getenv("PYTHON") ? getenv("PYTHON") : "python3";
+    const char *python = python_program();
     if (!getenv("TRITON_INTERPRET") && !have_gpu()) setenv("TRITON_INTERPRET", "1", 1);
     char path[3 * PATH];         /* exercises import the lessons that they change */
     snprintf(path, sizeof path, "%s/triton_basics", learn_folder());
@@ -184,14 +200,19 @@ int learn_execute(const learn_lesson *lesson, const char *given, learn_where whe
     }
     if (lesson->kind == PYTHON_PROGRAM) return run_python(file, atoi(lesson->number), facts);
     const int simulated = where == LEARN_SIMULATOR || (where == LEARN_ANYWHERE && !have_gpu());
-    if (lesson->kind == C_KERNEL || (lesson->kind == CUDA_KERNEL && !simulated))
+    const int is_c = !strcmp(file + strlen(file) - 2, ".c");
+    if (lesson->kind == CUDA_KERNEL && strstr(lesson->path, "cute") && !is_c) {
+        if (simulated) printf("skipped: CuTe needs a GPU, the simulator doesn't compile it\n");
+        if (simulated || !make_folders(learn_build_folder()) || !find_cute()) return 2;
+    }
+    if (lesson->kind == C_KERNEL || (lesson->kind == CUDA_KERNEL && !simulated && !is_c))
         return run_attn(lesson, file, given != NULL, facts);
     const char *build = learn_build_folder();
     if (!make_folders(build)) return 1;
     join(program, "%s/%s", build, base_name(file));
     char *dot = strrchr(program, '.');
     if (dot) *dot = 0;
-    if (lesson->kind == C_PROGRAM) {
+    if (is_c) {
         char beside[PATH];       /* exercises share the lesson's header */
         join(beside, "-I%s/%.*s", learn_folder(), (int)(base_name(lesson->path) - lesson->path), lesson->path);
         if (compile((char *[]){ "cc", "-std=c11", "-O3", "-march=native", beside, file, "-o", program, "-lm", NULL }, NULL, file))

@@ -79,14 +79,49 @@ if can_python numpy; then      # a learner's Python function is judged like any 
     verdict wrong "WRONG" "a wrong Python kernel" env PYTHON="$python" "$build/attn" check --kernel "$work/flash_wrong.py" \
         --hq 2 --sq 65 --sk 70 --d 16 --causal --fill ascending
 fi
+# The solution of an exercise: a file of its own, or the lesson itself.
+solution() {
+    local own
+    own=$(ls "$source"/exercises/solutions/"$1"_* 2>/dev/null)
+    echo "${own:-$source/$("$learn" list | sed -n "s|^  $1 .* \([a-z_]*/[a-z0-9_]*\.[a-z]*\).*|\1|p")}"
+}
 for pair in 11:naive 13:online_softmax 15:flash_v1 17:flash_v2; do
     verdict wrong "wrong" "exercise ${pair%:*} with its hole" "$learn" check "${pair%:*}"
     verdict 0 "ok" "solution ${pair%:*}" "$learn" check "${pair%:*}" --my "$source/flash_attention/${pair#*:}.c"
+done
+for number in 23 24 25 26 27 28 29 30 31 32; do
+    verdict wrong "NO " "exercise $number with its hole" "$learn" check "$number" --sim
+    verdict 0 "All of it holds" "solution $number" "$learn" check "$number" --my "$(solution "$number")" --sim
+done
+# An exercise is its lesson but for the hole: a lesson that changes must change here too.
+for number in 11 13 15 17 23 25 26 27 28 29 30 31; do
+    strange=$(diff "$(solution "$number")" "$source"/exercises/"$number"_* | grep '^>' | grep -v -e 'hole' -e '--my FILE' -e '^> *}$')
+    if [ -z "$strange" ]; then passed=$((passed + 1)); else
+        failed=$((failed + 1))
+        echo "FAIL exercise $number differs from its lesson:"
+        echo "$strange"
+    fi
 done
 for file in "$source"/exercises/mutants/[0-9]*.cu; do
     name=$(basename "$file")
     verdict wrong "$(sed -n 's|^// rejected by: ||p' "$file")" "mutant $name" "$learn" check "${name:0:2}" --my "$file" --sim
 done
+
+while IFS=$'\t' read -r number what change word; do
+    [ "${number:0:1}" = "#" ] && continue
+    right=$(solution "$number")
+    mutant=$work/mutant_$number.${right##*.}
+    case $right in
+    *.py)
+        needs=numpy
+        [ "$number" -lt 10 ] && needs=triton,torch
+        can_python $needs || { skipped=$((skipped + 1)); continue; } ;;
+    *exercises/solutions/*) change="$change; s|\"\.\./|\"$source/exercises/|" ;;
+    esac
+    sed "$change" "$right" >"$mutant"
+    cmp -s <(sed "s|\"\.\./|\"$source/exercises/|" "$right") "$mutant" && echo "mutant $number ($what) changes nothing" >"$mutant"
+    verdict wrong "$word" "mutant $number: $what" env PYTHON="$python" "$learn" check "$number" --my "$mutant" --sim
+done <"$source/exercises/mutants/more.txt"
 
 printf '24\n' >"$work/right"
 printf '23\n' >"$work/wrong"

@@ -59,7 +59,7 @@ def merges_in_any_order(trees=2000):
             worst = worst if ok else np.inf
             continue
         p = np.exp(s - s.max())
-        worst = max(worst, np.abs(o / l - p @ v / p.sum()).max())
+        worst = np.maximum(worst, np.abs(o / l - p @ v / p.sum()).max())      # NaN stays
     return worst
 
 

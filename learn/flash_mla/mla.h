@@ -78,8 +78,17 @@ static inline float mla_dot(const float *a, const float *b, int n) {
     return sum;
 }
 
+/* A number that came out of this run, for `learn quiz`: one line in the file that LEARN_FACTS names. */
+static inline void mla_fact(const char *name, double value) {
+    FILE *file = getenv("LEARN_FACTS") ? fopen(getenv("LEARN_FACTS"), "a") : NULL;
+    if (!file) return;
+    fprintf(file, "%s\t%.17g\n", name, value);
+    fclose(file);
+}
+
 /* Check attention(step, tokens, out) for several numbers of tokens, then count and time TOKENS. @return exit code */
-static inline int mla_check(const char *name, void (*attention)(mla_step, int, float *), int64_t predicted_flops) {
+static inline int mla_check(const char *name, void (*attention)(mla_step, int, float *), int64_t predicted_flops,
+                            int64_t predicted_bytes) {
     const mla_step s = mla_make();
     float *out = malloc(HEADS * VALUE * sizeof *out);
     double *want = malloc(HEADS * VALUE * sizeof *want), worst = 0;
@@ -96,13 +105,17 @@ static inline int mla_check(const char *name, void (*attention)(mla_step, int, f
     const clock_t begin = clock();
     attention(s, TOKENS, out);
     const double ms = 1e3 * (double)(clock() - begin) / CLOCKS_PER_SEC;
-    const int right = worst <= 2e-5, counted = mla_flops == predicted_flops;
+    const int right = worst <= 2e-5, counted = mla_flops == predicted_flops, read = mla_cache_bytes == predicted_bytes;
     printf("  %s  against float64, 1 to %d tokens: max error %.1e (allowed 2.0e-05)\n", right ? "yes" : "NO ", TOKENS, worst);
-    printf("  %s  FLOP a step: predicted %lld, counted %lld; cache bytes read: %lld\n", counted ? "yes" : "NO ",
-           (long long)predicted_flops, (long long)mla_flops, (long long)mla_cache_bytes);
+    printf("  %s  FLOP a step: predicted %lld, counted %lld\n", counted ? "yes" : "NO ", (long long)predicted_flops,
+           (long long)mla_flops);
+    printf("  %s  cache bytes read: predicted %lld, counted %lld\n", read ? "yes" : "NO ", (long long)predicted_bytes,
+           (long long)mla_cache_bytes);
+    mla_fact("MFLOP a step", 1e-6 * (double)mla_flops);
+    mla_fact("cache KB read", 1e-3 * (double)mla_cache_bytes);
     printf("       %.2f ms on this machine, one thread\n", ms);
-    printf("\n%s\n", right && counted ? "All of it holds." : "FAILED: see the lines marked NO");
+    printf("\n%s\n", right && counted && read ? "All of it holds." : "FAILED: see the lines marked NO");
     free(out), free(want), mla_free(s);
-    return !(right && counted);
+    return !(right && counted && read);
 }
 #endif

@@ -26,5 +26,6 @@ static void attention(mla_step s, int tokens, float *out) {
 
 int main(void) {
     return mla_check("naive MLA", attention,
-                     2ll * HEADS * TOKENS * ((int64_t)LATENT * (NOPE + VALUE) + NOPE + ROPE + VALUE));
+                     2ll * HEADS * TOKENS * ((int64_t)LATENT * (NOPE + VALUE) + NOPE + ROPE + VALUE),
+                     4ll * HEADS * WIDTH * TOKENS);
 }

@@ -17,7 +17,8 @@ static void absorb_query(mla_step s, float *q) {
     }
 }
 
-/* What one worker does: rows first .. last - 1. o [HEADS][LATENT] normalised, lse [HEADS]. */
+/* What one worker does: rows first .. last - 1. o [HEADS][LATENT] normalised, lse [HEADS]. Its rows are few and stay
+ * near while the heads pass: they are read from far memory once. */
 static void part(const float *cache, int first, int last, const float *q, float *o, float *lse) {
     for (int h = 0; h < HEADS; h++) {
         float m = -INFINITY, l = 0, *oh = o + h * LATENT;
@@ -70,5 +71,6 @@ static void attention(mla_step s, int tokens, float *out) {
 
 int main(void) {
     return mla_check("MLA split over 7 workers", attention,
-                     2ll * HEADS * ((int64_t)TOKENS * (WIDTH + LATENT) + (int64_t)LATENT * (NOPE + VALUE)));
+                     2ll * HEADS * ((int64_t)TOKENS * (WIDTH + LATENT) + (int64_t)LATENT * (NOPE + VALUE)),
+                     4ll * WIDTH * TOKENS);
 }

@@ -80,5 +80,6 @@ static void attention(mla_step s, int tokens, float *out) {
 
 int main(void) {
     return mla_check("MLA, two blocks in flight", attention,
-                     2ll * HEADS * ((int64_t)TOKENS * (WIDTH + LATENT) + (int64_t)LATENT * (NOPE + VALUE)));
+                     2ll * HEADS * ((int64_t)TOKENS * (WIDTH + LATENT) + (int64_t)LATENT * (NOPE + VALUE)),
+                     4ll * HEADS * WIDTH * TOKENS);
 }

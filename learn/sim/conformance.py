@@ -1,5 +1,6 @@
 """conformance.py — does the simulator tell the truth? Lessons 01 to 05 run under it and on a GPU; the results must have
-the same bits, and what the hardware's counters see is put beside what the simulator counted.
+the same bits, what the hardware's counters see is put beside what the simulator counted, and compute-sanitizer must
+find what the simulator finds in three wrong solutions.
 
     python3 learn/sim/conformance.py build FOLDER     (nvcc; no GPU needed) both programs of every lesson into FOLDER
     python3 FOLDER/conformance.py run FOLDER          (a GPU) compare; also the counters if Nsight Compute (ncu) is there
@@ -24,6 +25,7 @@ METRICS = {                       # the simulator's counter: the hardware's
     "store_sectors": "l1tex__t_sectors_pipe_lsu_mem_global_op_st.sum",
     "shared_wavefronts": "l1tex__data_pipe_lsu_wavefronts_mem_shared.sum",
 }
+WRONG = {"02_reads_beyond": "memcheck", "03_missing_barrier": "racecheck", "04_no_warp_sync": "racecheck"}
 COLUMNS = ["launches", "load_requests", "load_sectors", "store_requests", "store_sectors", "shared_requests",
            "shared_wavefronts"]
 
@@ -31,13 +33,16 @@ COLUMNS = ["launches", "load_requests", "load_sectors", "store_requests", "store
 def build(folder):
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(__file__, folder)
-    for lesson in sorted((SIM.parent / "cuda_basics").glob("0[1-5]_*.cu")):
+    lessons = sorted((SIM.parent / "cuda_basics").glob("0[1-5]_*.cu"))
+    wrong = [SIM.parent / "exercises" / "mutants" / (name + ".cu") for name in WRONG]
+    for source in lessons + wrong:
+        program = str(folder / (source.stem if source in lessons else "wrong_" + source.stem))
         codes = [f"-gencode=arch=compute_{t},code=sm_{t}" for t in TARGETS]
-        subprocess.run([os.environ.get("NVCC", "nvcc"), "-O3", "-std=c++17", "-fmad=false", "-DLESSON_SMALL", "-diag-suppress=128",
-                        *codes, str(lesson), "-o", str(folder / (lesson.stem + ".gpu"))], check=True)
-        subprocess.run(["bash", str(SIM / "simulate.sh"), "-program", "-o", str(folder / (lesson.stem + ".sim")), str(lesson)],
-                       check=True)
-        print(f"built {lesson.stem}")
+        subprocess.run([os.environ.get("NVCC", "nvcc"), "-O3", "-std=c++17", "-lineinfo", "-fmad=false", "-DLESSON_SMALL",
+                        "-diag-suppress=128", "-I", str(SIM.parent / "cuda_basics"), *codes, str(source),
+                        "-o", program + ".gpu"], check=True)
+        subprocess.run(["bash", str(SIM / "simulate.sh"), "-program", "-o", program + ".sim", str(source)], check=True)
+        print(f"built {source.stem}")
 
 
 def run_program(program, folder, **variables):
@@ -106,6 +111,29 @@ def compare_counts(lesson, folder):
                   f"GPU {seen:>10}  ratio {ratio:.3f}")
 
 
+def first_line(text, *words):
+    lines = (line.strip("= ") for line in text.splitlines() if any(w in line for w in words))
+    return next(lines, "nothing")[:150]
+
+
+def compare_verdicts(folder):
+    """@return how many wrong solutions compute-sanitizer lets through."""
+    tool = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
+    if not tool:
+        print("     verdicts not compared: compute-sanitizer is not installed")
+        return 0
+    bad = 0
+    for name, check in WRONG.items():
+        _, sim = run_program(folder / f"wrong_{name}.sim", folder)
+        done = subprocess.run([tool, "--tool", check, "--error-exitcode", "9", str(folder / f"wrong_{name}.gpu")],
+                              capture_output=True, text=True, timeout=300)
+        both = sim.returncode != 0 and done.returncode == 9
+        print(f"{'yes' if both else 'NO '}  {name}: simulator: {first_line(sim.stderr, 'sim:')}")
+        print(f"     {check}: {first_line(done.stdout, 'Error:', 'hazard', 'Invalid')} (exit code {done.returncode})")
+        bad += not both
+    return bad
+
+
 def run(folder):
     bad = 0
     lessons = sorted(p.stem for p in folder.glob("0[1-5]_*.gpu"))
@@ -115,8 +143,10 @@ def run(folder):
     print()
     for lesson in lessons:
         compare_counts(lesson, folder)
-    print(f"\n{len(lessons)} lessons, {bad} results differ")
-    return bad or not lessons
+    print()
+    verdicts = compare_verdicts(folder)
+    print(f"\n{len(lessons)} lessons, {bad} results differ, {verdicts} verdicts differ")
+    return bad or verdicts or not lessons
 
 
 if __name__ == "__main__":

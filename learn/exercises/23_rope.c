@@ -1,0 +1,30 @@
+/* 23_rope.c — exercise: mla_naive.c with a hole. The last columns of a cache row are shared by all heads.
+ * Find it, fill it, then: learn check 23 --my FILE */
+#include "mla.h"
+
+static void attention(mla_step s, int tokens, float *out) {
+    float key[NOPE], value[VALUE];
+    for (int h = 0; h < HEADS; h++) {
+        const float *q = s.q + h * (NOPE + ROPE);
+        float m = -INFINITY, l = 0, o[VALUE] = { 0 };
+        for (int t = 0; t < tokens; t++) {
+            const float *c = s.cache + t * WIDTH;
+            mla_cache_bytes += 4 * WIDTH;
+            for (int n = 0; n < NOPE; n++) key[n] = mla_dot(s.w_k + (h * NOPE + n) * LATENT, c, LATENT);
+            for (int v = 0; v < VALUE; v++) value[v] = mla_dot(s.w_v + (h * VALUE + v) * LATENT, c, LATENT);
+            const float score = mla_dot(q, key, NOPE) / sqrtf(NOPE + ROPE);   /* hole: a key has ROPE more numbers */
+            const float top = score > m ? score : m, keep = expf(m - top), p = expf(score - top);
+            for (int v = 0; v < VALUE; v++) o[v] = o[v] * keep + p * value[v];
+            mla_flops += 2 * VALUE;
+            l = l * keep + p;
+            m = top;
+        }
+        for (int v = 0; v < VALUE; v++) out[h * VALUE + v] = o[v] / l;
+    }
+}
+
+int main(void) {
+    return mla_check("naive MLA", attention,
+                     2ll * HEADS * TOKENS * ((int64_t)LATENT * (NOPE + VALUE) + NOPE + ROPE + VALUE),
+                     4ll * HEADS * WIDTH * TOKENS);
+}
