@@ -179,13 +179,13 @@ static int run_attn(const learn_lesson *lesson, const char *file, int judge_only
     return code;
 }
 
-static int run_python(const char *file, int lesson_number, const char *facts) {
+static int run_python(const learn_lesson *lesson, const char *file, const char *facts) {
     const char *python = python_program();
     if (!getenv("TRITON_INTERPRET") && !have_gpu()) setenv("TRITON_INTERPRET", "1", 1);
     char path[3 * PATH];         /* exercises import the lessons that they change */
     snprintf(path, sizeof path, "%s/triton_basics", learn_folder());
-    if (!strstr(file, "triton_basics") && lesson_number > 9)
-        snprintf(path, sizeof path, "%s/%s", learn_folder(), lesson_number < 19 ? "flash_attention" : "flash_mla");
+    if (!strstr(file, "triton_basics"))
+        snprintf(path, sizeof path, "%s/%.*s", learn_folder(), (int)(base_name(lesson->path) - lesson->path), lesson->path);
     setenv("PYTHONPATH", path, 1);
     return explain_exit(run_words((char *[]){ (char *)python, (char *)file, NULL }, NULL, facts, RUN_SECONDS), file);
 }
@@ -198,10 +198,12 @@ int learn_execute(const learn_lesson *lesson, const char *given, learn_where whe
         fprintf(stderr, "learn: %s: %s\n", file, strerror(errno));
         return 2;
     }
-    if (lesson->kind == PYTHON_PROGRAM) return run_python(file, atoi(lesson->number), facts);
+    if (lesson->kind == PYTHON_PROGRAM) return run_python(lesson, file, facts);
     const int simulated = where == LEARN_SIMULATOR || (where == LEARN_ANYWHERE && !have_gpu());
     const int is_c = !strcmp(file + strlen(file) - 2, ".c");
     if (lesson->kind == CUDA_KERNEL && strstr(lesson->path, "cute") && !is_c) {
+        join(program, "%s/exercises/solutions/35_swizzle.c", learn_folder());
+        if (facts) return learn_execute(lesson, program, where, facts);       /* the quiz asks what that computes */
         if (simulated) printf("skipped: CuTe needs a GPU, the simulator doesn't compile it\n");
         if (simulated || !make_folders(learn_build_folder()) || !find_cute()) return 2;
     }

@@ -2,7 +2,7 @@
 
 SCRIPT defines attention(q, k, v, **options) on float32 NumPy arrays [batch, seq, heads, dim], options causal, top_left,
 scale; it returns out, or (out, lse [batch, heads, q_len]). With PER_HEAD = True it is called for each head as
-attention(q, k, v, causal) on [seq, dim] arrays. An LSE that the function doesn't return is filled in here.
+attention(q, k, v, causal) on [seq, dim] arrays, with HEADS_FIRST = True for each sequence on torch tensors [heads, seq, dim]. An LSE that the function doesn't return is filled in here.
 """
 import importlib.util
 import mmap
@@ -41,12 +41,33 @@ def log_sum_exp(q, k, scale, seen):
         return (safe + np.log(np.exp(s - safe).sum(-1, keepdims=True)))[..., 0]
 
 
+def refuse_options(q, k, causal, top_left, scale):
+    if causal and top_left and q.shape[1] != k.shape[1] or abs(scale * q.shape[-1] ** 0.5 - 1) > 1e-6:
+        raise ValueError("this function knows bottom-right causal masks and the default scale only")
+
+
+def call_torch(module, q, k, v, causal, top_left, scale):
+    """A sequence at a time, heads first; where the module says: on the GPU, or interpreted on the CPU."""
+    refuse_options(q, k, causal, top_left, scale)
+    if q.shape[-1] != v.shape[-1] or q.shape[-1] not in (16, 32, 64, 128, 256):
+        raise ValueError("this Triton kernel needs one head dim of 16, 32, 64, 128 or 256")
+    out = np.empty(q.shape[:3] + v.shape[3:], np.float32)
+    lse = np.empty((q.shape[0], q.shape[2], q.shape[1]), np.float32)
+    group = q.shape[2] // k.shape[2]
+    for b in range(q.shape[0]):
+        tensors = (np.ascontiguousarray(np.repeat(x[b], n, 1).transpose(1, 0, 2)) for x, n in ((q, 1), (k, group), (v, group)))
+        o, l = module.attention(*(module.torch.from_numpy(x).to(module.device) for x in tensors), causal)
+        out[b], lse[b] = o.cpu().numpy().transpose(1, 0, 2), l.cpu().numpy()
+    return out, lse
+
+
 def call(module, q, k, v, causal, top_left, scale):
+    if getattr(module, "HEADS_FIRST", False):
+        return call_torch(module, q, k, v, causal, top_left, scale)
     if not getattr(module, "PER_HEAD", False):
         result = module.attention(q, k, v, causal=causal, top_left=top_left, scale=scale)
         return result if isinstance(result, tuple) else (result, None)
-    if causal and top_left and q.shape[1] != k.shape[1] or abs(scale * q.shape[-1] ** 0.5 - 1) > 1e-6:
-        raise ValueError("this per-head function knows bottom-right causal masks and the default scale only")
+    refuse_options(q, k, causal, top_left, scale)
     out = np.empty(q.shape[:3] + v.shape[3:], np.float32)
     lse = np.empty((q.shape[0], q.shape[2], q.shape[1]), np.float32)
     group = q.shape[2] // k.shape[2]

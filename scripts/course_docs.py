@@ -7,6 +7,8 @@ Markers in a chapter (HTML comments, the fenced block after them is generated):
     <!-- excerpt: learn/flash_attention/flash_v2.py softmax_step -->    a function or kernel, by name
     <!-- output: learn run 02 --sim | sectors -->                       lines of a command's output that contain a word
     <!-- run: learn quiz 01 -->                                         a command the reader types (checked to run)
+    <!-- gpu: ncu --set full ./vector_add -->                           a command for a GPU machine (listed, not run here)
+    <!-- result: bench/results/h100.txt | flash_v2 -->                  lines of a result file that contain a word
 Commands are `learn ...`, `attn ...` or `python3 FILE`; they run with the programs of the build folder (--build, default
 build). Output must be deterministic: counts and errors, never times.
 """
@@ -21,7 +23,7 @@ import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 ENGLISH, CHINESE = ROOT / "docs" / "course", ROOT / "docs" / "course" / "zh"
-MARKER = re.compile(r"^<!-- (excerpt|output|run): (.+?) -->$")
+MARKER = re.compile(r"^<!-- (excerpt|output|run|gpu|result): (.+?) -->$")
 FENCES = {".py": "python", ".c": "c", ".cu": "cuda", ".h": "c", ".cpp": "cpp"}
 
 
@@ -62,7 +64,7 @@ class Runner:
     def __init__(self, build):
         self.build, self.known = pathlib.Path(build).resolve(), {}
         self.folder = tempfile.TemporaryDirectory()
-        self.skipped = set()
+        self.skipped, self.gpu_only = set(), set()
 
     def __call__(self, command):
         if command in self.known:
@@ -78,7 +80,7 @@ class Runner:
                    LEARN_FOLDER=str(ROOT / "learn"), TRITON_INTERPRET="1", NO_COLOR="1", PYTHONDONTWRITEBYTECODE="1",
                    ATTN_INCLUDE=str(ROOT / "include"), PYTHON=os.environ.get("PYTHON", sys.executable))
         done = subprocess.run(words, cwd=ROOT, env=env, input="24\n8\n32\n", capture_output=True, text=True, timeout=300)
-        missing = "No module named" in done.stderr
+        missing = "No module named" in done.stderr or done.stdout.startswith("skipped:")
         if done.returncode and not (words[1:2] == ["quiz"] and done.returncode == 1) and not missing:
             raise Stale(f"`{command}` fails ({done.returncode}): {done.stderr.strip()[-300:]}")
         if missing:
@@ -90,8 +92,11 @@ class Runner:
 def generated(kind, argument, run, old):
     if kind == "excerpt":
         return excerpt(argument)
+    if kind == "gpu":
+        run.gpu_only.add(argument)
+        return f"```\n{argument}\n```"
     command, _, word = argument.partition(" | ")
-    text = run(command)
+    text = (ROOT / command).read_text() if kind == "result" else run(command)
     if kind == "run":
         return f"```\n{command}\n```"
     if text is None:                                  # a Python package is missing here: keep what is there
@@ -157,8 +162,10 @@ def main():
     for problem in problems:
         print(problem)
     for command in sorted(run.skipped):
-        print(f"skipped: {command} (a Python package is missing)")
-    print(f"{len(chapters)} chapters, {len(run.known)} commands, {len(problems)} problems")
+        print(f"skipped: {command} (a package or tool is missing)")
+    for command in sorted(run.gpu_only):
+        print(f"GPU only, not run: {command}")
+    print(f"{len(chapters)} chapters, {len(run.known)} commands run, {len(run.gpu_only)} for a GPU, {len(problems)} problems")
     sys.exit(bool(problems))
 
 

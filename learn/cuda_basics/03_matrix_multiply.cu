@@ -166,26 +166,28 @@ static void check(int m, int n, int k) {
 
 // How often each input value is fetched from global memory: n / tile for A, m / tile for B.
 static void count_bytes(int s) {
-#if defined(CUDA_SIMULATED)
+    if (!simulated) return;
     const std::vector<float> x = random_floats((size_t)s * s, 3);
     float *da = to_device(x), *db = to_device(x), *dc = poisoned<float>((size_t)s * s);
     printf("\nA and B of %d x %d are %.0f KB. Fetched by the rungs (predicted from the tile size):\n", s, s, 8e-3 * s * s);
     const int tile[] = { 0, 1, 1, 32, 64, 64, 128 };
     for (int rung = 3; rung <= 6; rung++) {
+#if defined(CUDA_SIMULATED)
         sim_reset();
+#endif
         launch(rung, da, db, dc, s, s, s);
+        CHECK_LAUNCH();
+#if defined(CUDA_SIMULATED)
         const sim_counters c = sim_count(names[rung]);
         char text[80];
         snprintf(text, sizeof text, "%s, KB", names[rung]);
         predict(text, 8e-3 * s * s * (s / tile[rung]), (double)c.load_bytes * 1e-3, 0.01);
         if (rung == 3) fact("KB fetched with tiles of 32", (double)c.load_bytes * 1e-3);
+#endif
     }
     CHECK(cudaFree(da));
     CHECK(cudaFree(db));
     CHECK(cudaFree(dc));
-#else
-    (void)s;
-#endif
 }
 
 static void race(int s) {

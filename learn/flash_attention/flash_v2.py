@@ -7,7 +7,7 @@ Paper: Dao, FlashAttention-2 (2023).
 """
 import numpy as np
 
-from lesson import Far, check, compare, data, end, expect
+from lesson import Far, check, compare, data, end, expect, fact
 
 ROWS, KEYS = 64, 64
 
@@ -83,7 +83,7 @@ def gradient_check(causal):
             x[which][at] = keep - h
             down = (oracle(*x, causal)[0] * d_out).sum()
             x[which][at] = keep
-            worst = max(worst, abs((up - down) / (2 * h) - gradients[which][at]))
+            worst = np.maximum(worst, abs((up - down) / (2 * h) - gradients[which][at]))
     return worst
 
 
@@ -99,6 +99,7 @@ def main():
         q, k, v = data("random", 512, 512, dim)
         far = Far()
         attention(q, k, v, far=far)
+        fact(f"bytes at d = {dim}", far.bytes)
         print(f"  512 x 512 x {dim}: predicted {predicted_bytes(512, 512, dim)} bytes, counted {far.bytes}")
         expect(far.bytes == predicted_bytes(512, 512, dim), "the count is the prediction")
     for causal in (False, True):

@@ -5,7 +5,7 @@ One idea: the score matrix S has q_len * kv_len entries and travels to far memor
 """
 import numpy as np
 
-from lesson import Far, check, data, end, expect
+from lesson import Far, check, data, end, expect, fact
 
 PER_HEAD = True      # attn bench --kernel calls attention() head by head
 
@@ -41,6 +41,7 @@ def main():
     q, k, v = data("random", 256, 256, 64)
     far = Far()
     attention(q, k, v, far=far)
+    fact("bytes", far.bytes)
     print(f"  256 x 256 x 64: predicted {predicted_bytes(256, 256, 64)} bytes, counted {far.bytes}")
     expect(far.bytes == predicted_bytes(256, 256, 64), "the count is the prediction")
     end()

@@ -5,7 +5,7 @@ One idea: (m, l, o) of two sets of keys can be merged, in any order, so no score
 """
 import numpy as np
 
-from lesson import Far, check, compare, data, end, expect, oracle
+from lesson import Far, check, compare, data, end, expect, fact, oracle
 
 PER_HEAD = True      # attn bench --kernel calls attention() head by head
 
@@ -73,6 +73,7 @@ def main():
     far = Far()
     out, _ = attention(q, k, v, far=far)
     compare("64 x 64 x 64", out, oracle(q, k, v)[0], 2e-6)
+    fact("bytes", far.bytes)
     predicted = 4 * (64 * 64 + 2 * 64 * 64 * 64 + 64 * 64)
     print(f"  predicted {predicted} bytes, counted {far.bytes}: no S, but every query reads all of K and V")
     expect(far.bytes == predicted, "the count is the prediction")

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 
 import mla_naive as naive
-from mla_naive import HEADS, LATENT, NOPE, ROPE, VALUE, model, softmax, step
+from mla_naive import HEADS, LATENT, NOPE, ROPE, VALUE, fact, model, softmax, step
 
 
 def absorb_query(q, w_k):
@@ -44,6 +44,7 @@ def main():
     print(f"\n  DeepSeek's sizes, {t} tokens, bf16: the cache is {rows / 1e6:.1f} MB; naive must also expand "
           f"{t * heads * (nope + rope + value) * 2 / 1e9:.2f} GB of keys and values")
     work = 2 * heads * t * (latent + rope + latent)
+    fact("FLOP a byte", work / rows)
     print(f"  absorbed: {work / 1e9:.2f} GFLOP on {rows / 1e6:.1f} MB: {work / rows:.0f} FLOP a byte, where one query head "
           f"an own K/V head has {2 * 2 / 2 / 2:.0f}: decoding becomes a matrix problem")
     print("\nAll of it holds." if ok else "\nFAILED: see the lines marked NO")

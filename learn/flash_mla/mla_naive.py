@@ -4,6 +4,7 @@
 One idea: a token is stored as one small row, c (the latent) and r (a rotary part shared by all heads). Head h's key is
 [W_k[h] c, r], its value W_v[h] c. Expanding them is right and expensive. DeepSeek-V2 (2024).
 """
+import os
 import sys
 
 import numpy as np
@@ -22,6 +23,13 @@ def step(seed, tokens):
     """One decoding step: q [heads, nope + rope], the cache [tokens, latent + rope]."""
     random = np.random.default_rng(seed)
     return random.standard_normal((HEADS, NOPE + ROPE)), random.standard_normal((tokens, LATENT + ROPE))
+
+
+def fact(name, value):
+    """A number that came out of this run, for `learn quiz`: one line in the file that LEARN_FACTS names."""
+    if "LEARN_FACTS" in os.environ:
+        with open(os.environ["LEARN_FACTS"], "a") as file:
+            file.write(f"{name}\t{float(value)!r}\n")
 
 
 def softmax(s):
@@ -55,6 +63,7 @@ def main():
     q, cache = step(1, 50)
     print(f"naive MLA: {HEADS} heads, 50 tokens, cache of {cache.size} numbers; expanded keys and values: "
           f"{50 * HEADS * (NOPE + ROPE + VALUE)} numbers, {flops(50)} FLOP a step")
+    fact("expanded numbers", 50 * HEADS * (NOPE + ROPE + VALUE))
     out = attention(q, cache, w_k, w_v)
     ok = all(bool((np.abs(out[h] - by_hand(q, cache, w_k, w_v, h)) <= 1e-12).all()) for h in range(HEADS))
     print(f"  {'yes' if ok else 'NO '}  every head is what its own row-by-row computation gives")

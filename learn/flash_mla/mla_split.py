@@ -9,7 +9,7 @@ import sys
 import numpy as np
 
 from mla_absorbed import absorb_query, latent_attention
-from mla_naive import HEADS, LATENT, NOPE, ROPE, model, step
+from mla_naive import HEADS, LATENT, NOPE, ROPE, fact, model, step
 
 
 def part(q, rows):
@@ -59,6 +59,7 @@ def main():
     lengths = [0, 37, 5000, 3, 900]
     pieces = schedule(lengths, 7)
     loads = [sum(last - first for _, first, last in p) for p in pieces]
+    fact("tokens of the busiest worker", max(loads))
     covered = sorted(x for p in pieces for x in p)
     whole = all(sum(last - first for b, first, last in covered if b == s) == n for s, n in enumerate(lengths))
     ok = ok and whole and max(loads) <= -(-sum(lengths) // 7)

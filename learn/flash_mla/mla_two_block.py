@@ -11,7 +11,7 @@ import sys
 import numpy as np
 
 from mla_absorbed import absorb_query, latent_attention
-from mla_naive import HEADS, LATENT, NOPE, ROPE, model, step
+from mla_naive import HEADS, LATENT, NOPE, ROPE, fact, model, step
 
 BLOCK, HALF = 16, LATENT // 2
 
@@ -51,6 +51,7 @@ def main():
         error = np.abs(two_block(q, cache) - latent_attention(q, cache)).max()
         ok = ok and error <= 1e-12
         print(f"  {'yes' if error <= 1e-12 else 'NO '}  {tokens:3} tokens: max error {error:.1e}")
+    fact("rounds", len(range(0, tokens, 2 * BLOCK)))
     with np.errstate(over="ignore", invalid="ignore"):
         wrong = np.abs(two_block(q, cache, sign=-1) - latent_attention(q, cache)).max()
     seen = not wrong <= 1e-3

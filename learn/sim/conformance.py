@@ -18,12 +18,15 @@ import sys
 
 SIM = pathlib.Path(__file__).resolve().parent
 TARGETS = ["80", "90"]
-METRICS = {                       # the simulator's counter: the hardware's
-    "load_requests": "l1tex__t_requests_pipe_lsu_mem_global_op_ld.sum",
-    "load_sectors": "l1tex__t_sectors_pipe_lsu_mem_global_op_ld.sum",
-    "store_requests": "l1tex__t_requests_pipe_lsu_mem_global_op_st.sum",
-    "store_sectors": "l1tex__t_sectors_pipe_lsu_mem_global_op_st.sum",
-    "shared_wavefronts": "l1tex__data_pipe_lsu_wavefronts_mem_shared.sum",
+METRICS = {                       # the hardware's counter: the simulator's
+    "l1tex__t_requests_pipe_lsu_mem_global_op_ld.sum": "load_requests",
+    "l1tex__t_sectors_pipe_lsu_mem_global_op_ld.sum": "load_sectors",
+    "l1tex__t_requests_pipe_lsu_mem_global_op_st.sum": "store_requests",
+    "l1tex__t_sectors_pipe_lsu_mem_global_op_st.sum": "store_sectors",
+    "smsp__inst_executed_op_shared_ld.sum": "shared_requests",
+    "smsp__inst_executed_op_shared_st.sum": "shared_requests",
+    "l1tex__data_pipe_lsu_wavefronts_mem_shared_op_ld.sum": "shared_wavefronts",
+    "l1tex__data_pipe_lsu_wavefronts_mem_shared_op_st.sum": "shared_wavefronts",
 }
 WRONG = {"02_reads_beyond": "memcheck", "03_missing_barrier": "racecheck", "04_no_warp_sync": "racecheck"}
 COLUMNS = ["launches", "load_requests", "load_sectors", "store_requests", "store_sectors", "shared_requests",
@@ -66,15 +69,15 @@ def hardware_counts(program):
     if not ncu:
         return None, "ncu is not installed"
     done = subprocess.run([ncu, "--csv", "--clock-control", "none", "--cache-control", "none", "--print-kernel-base", "function",
-                           "--metrics", ",".join(METRICS.values()), str(program)], capture_output=True, text=True, timeout=300)
+                           "--metrics", ",".join(METRICS), str(program)], capture_output=True, text=True, timeout=300)
     start = done.stdout.find('"ID"')
     if start < 0:
         return None, "ncu gave no table: " + (done.stdout + done.stderr).strip()[-200:]
-    counts, names = {}, {metric: name for name, metric in METRICS.items()}
+    counts = {}
     for row in csv.DictReader(io.StringIO(done.stdout[start:])):
         kernel = counts.setdefault(row["Kernel Name"].split("(")[0].split("<")[0], {})
-        name = names.get(row["Metric Name"])
-        if name:
+        name = METRICS.get(row["Metric Name"])
+        if name and row["Metric Value"][:1].isdigit():
             kernel[name] = kernel.get(name, 0) + int(float(row["Metric Value"].replace(",", "")))
     return counts, None
 
@@ -102,7 +105,7 @@ def compare_counts(lesson, folder):
         print(f"     {lesson}: counters not compared: {why}")
         return
     for kernel, counted in simulated_counts(folder / (lesson + ".counts")).items():
-        for name in METRICS:
+        for name in dict.fromkeys(METRICS.values()):
             seen = hardware.get(kernel, {}).get(name)
             if seen is None or not (seen or counted[name]):
                 continue

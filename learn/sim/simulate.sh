@@ -50,13 +50,12 @@ if [ $form != program ]; then
         objects+=("$build/sim_$part.o")
     done
 fi
-"$build/cu2cpp" "$file" >"$work/kernel.cpp"
+"$build/cu2cpp" "$file" >"$work/$(basename "$file")"
 # Loads and stores stay as written (no vectoriser, no merging): what is counted is what the source says.
 as_written="-fno-tree-vectorize -fno-tree-sra -fno-store-merging -fno-tree-loop-distribute-patterns -fno-tree-forwprop"
 g++ -std=c++17 -x c++ -include "$sim/cuda_runtime.h" -O1 -g -w -fPIC $as_written -fsanitize=thread "${plugin[@]}" \
-    "${include[@]}" -c "$work/kernel.cpp" -o "$work/kernel.o"
-if [ $form = shared ]; then
-    g++ -shared -Wl,-Bsymbolic "$work/kernel.o" "${objects[@]}" -o "$out"
-else
-    g++ -no-pie "$work/kernel.o" "${objects[@]}" -o "$out"
-fi
+    "${include[@]}" -c "$work/$(basename "$file")" -o "$work/kernel.o"
+how=(-no-pie)
+[ $form = shared ] && how=(-shared -Wl,-Bsymbolic)
+g++ "${how[@]}" "$work/kernel.o" "${objects[@]}" -o "$work/linked"
+mv "$work/linked" "$out"

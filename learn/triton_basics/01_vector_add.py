@@ -3,7 +3,7 @@
     python 01_vector_add.py        (GPU, or CPU through Triton's interpreter)
 One idea: the program id says which block; the mask says which of its elements exist.
 """
-from lesson import begin, compare, device, end, expect, milliseconds, poisoned, tl, torch, triton
+from lesson import begin, compare, device, end, expect, fact, milliseconds, poisoned, tl, torch, triton
 
 
 @triton.jit
@@ -19,9 +19,11 @@ def main():
     for n in (1, 1000, 4097):
         x, y = (torch.randn(n, device=device) for _ in range(2))
         out, visits = poisoned(n), torch.zeros(n, dtype=torch.int32, device=device)
-        add[(triton.cdiv(n, 1024),)](x, y, out, visits, n, BLOCK=1024)
+        programs = triton.cdiv(n, 1024)
+        add[(programs,)](x, y, out, visits, n, BLOCK=1024)
         compare(f"n = {n}", out, x.double() + y.double(), 5e-7)
         expect(bool((visits == 1).all()), "each element was visited exactly once")
+    fact("programs for 4097", programs)
     n = 1 << 26
     if device == "cuda":
         x, y = (torch.randn(n, device=device) for _ in range(2))

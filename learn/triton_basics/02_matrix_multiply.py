@@ -3,7 +3,7 @@
     python 02_matrix_multiply.py        (GPU, or CPU through Triton's interpreter)
 One idea: the order of the programs decides what the cache still holds. Walking in groups of rows re-uses B's columns.
 """
-from lesson import begin, compare, device, end, expect, interpreted, milliseconds, poisoned, tl, torch, triton
+from lesson import begin, compare, device, end, expect, fact, interpreted, milliseconds, poisoned, tl, torch, triton
 
 
 @triton.jit
@@ -71,6 +71,8 @@ def main():
     plain, grouped = (distinct_tiles(order(32, g), 64) for g in (1, 8))
     print(f"\n  64 programs in flight on 32 x 32 tiles need {plain:.0f} row and column strips in row order, "
           f"{grouped:.0f} in groups of 8")
+    fact("strips in row order", plain)
+    fact("strips in groups of 8", grouped)
     expect(grouped < plain / 2, "grouping halves what the cache must hold")
     if not interpreted:
         a, b = torch.randn(4096, 4096, device=device), torch.randn(4096, 4096, device=device)

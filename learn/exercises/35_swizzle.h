@@ -1,4 +1,4 @@
-/* 32_swizzle.h — the checker of exercise 32. Define: int place(int row, int column), where a tile's number lies in shared
+/* 35_swizzle.h — the checker of exercise 35. Define: int place(int row, int column), where a tile's number lies in shared
  * memory, in numbers of 16 bits: a tile of 64 x 64 without padding. */
 #include <stdio.h>
 #include <stdlib.h>
@@ -23,7 +23,7 @@ static int say(int ok, const char *claim) {
 int main(void) {
     static int seen[64 * 64];
     int inside = 1, once = 1, whole = 1, row_ways = 0, worst = 0, failed = 0;
-    printf("Exercise 32: a tile of 64 x 64 numbers in shared memory, no padding, no bank conflict\n");
+    printf("Exercise 35: a tile of 64 x 64 numbers in shared memory, no padding, no bank conflict\n");
     for (int row = 0; row < 64; row++)
         for (int column = 0; column < 64; column++) {
             const int at = place(row, column), group = place(row, column / 8 * 8);

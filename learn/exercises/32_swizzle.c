@@ -1,6 +1,0 @@
-/* 32_swizzle.c — exercise: the swizzle of flash_v2_cute.cu by hand. Fill the hole, then: learn check 32 --my FILE */
-#include "32_swizzle.h"
-
-static int place(int row, int column) {
-    return row * 64 + column;   /* hole: 8 rows of one column lie in one group of banks */
-}

@@ -1,4 +1,0 @@
-/* 32_swizzle.c — solution of exercise 32: CuTe's Swizzle<3, 3, 3>: 16-byte column ^ row, in 3 bits. */
-#include "../32_swizzle.h"
-
-static int place(int row, int column) { return row * 64 + (column ^ row % 8 * 8); }
