@@ -165,8 +165,9 @@ static int run_attn(const learn_lesson *lesson, const char *file, int judge_only
     if (n <= 0) return 127;
     attn[n] = 0;
     strcpy(strrchr(attn, '/') + 1, "attn");
-    const int cuda = lesson->kind == CUDA_KERNEL, tensor_cores = strstr(lesson->path, "mma") ||
-        strstr(lesson->path, "tma") || strstr(lesson->path, "hopper") || strstr(lesson->path, "cute");
+    const int cuda = lesson->kind == CUDA_KERNEL;
+    const int tensor_cores = cuda && (strstr(lesson->path, "mma") || strstr(lesson->path, "tma") ||
+                                      strstr(lesson->path, "hopper") || strstr(lesson->path, "cute"));
     char *const type = tensor_cores ? "bf16" : "f32", *const device = cuda ? "cuda" : "cpu";
     char *const judge[WORDS] = { attn, "check", "--kernel", (char *)file, "--b", "2", "--hq", "4", "--hkv", "2", "--sq",
                                  "65,33", "--sk", "130", "--d", "40", "--dtype", type, "--causal", "--backend", device, NULL };
