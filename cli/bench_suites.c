@@ -15,6 +15,9 @@ typedef struct suite_row {
     attn_dtype  dtype;
 } suite_row;
 
+/* On the CPU; V is the first 512 columns of K. */
+#define MLA(heads, queries, keys, dtype) { SUITE_MLA, heads, 1, queries, keys, 576, 1, dtype }
+
 static const suite_row rows[] = {
     { SUITE_PREFILL, 8, 8, 1024, 1024, 64, 0, ATTN_F32 },    { SUITE_PREFILL, 8, 8, 2048, 2048, 64, 1, ATTN_F32 },
     { SUITE_PREFILL, 8, 8, 1024, 1024, 128, 0, ATTN_F32 },   { SUITE_PREFILL, 8, 8, 2048, 2048, 128, 1, ATTN_F32 },
@@ -28,6 +31,10 @@ static const suite_row rows[] = {
     { SUITE_OVERHEAD, 8, 8, 1, 64, 64, 0, ATTN_F32 },        { SUITE_OVERHEAD, 8, 8, 16, 16, 64, 1, ATTN_F32 },
     { SUITE_SCALING, 8, 8, 1024, 1024, 64, 0, ATTN_F32 },    { SUITE_SCALING, 8, 8, 2048, 2048, 128, 1, ATTN_F32 },
     { SUITE_SCALING, 8, 8, 2048, 2048, 128, 1, ATTN_BF16 },  { SUITE_SCALING, 32, 8, 1, 16384, 128, 1, ATTN_BF16 },
+    MLA(128, 1, 4096, ATTN_F32),                             MLA(128, 1, 4096, ATTN_F16),
+    MLA(128, 1, 4096, ATTN_BF16),                            MLA(128, 1, 32768, ATTN_BF16),
+    MLA(128, 2, 4096, ATTN_BF16),                            MLA(64, 1, 8192, ATTN_BF16),
+    MLA(16, 1, 32768, ATTN_F16),                             MLA(16, 1, 32768, ATTN_BF16),
 };
 enum { ROWS = sizeof rows / sizeof *rows };
 
@@ -35,6 +42,7 @@ static attn_problem problem_of(const suite_row *r) {
     attn_problem p = ATTN_PROBLEM_INIT;
     p.batch = 1, p.q_heads = r->q_heads, p.kv_heads = r->kv_heads, p.q_len = r->q_len, p.kv_len = r->kv_len;
     p.qk_dim = r->dim, p.causal = r->causal, p.dtype = r->dtype;
+    if (r->suite == SUITE_MLA) p.v_in_k = 1, p.v_dim = 512;
     return p;
 }
 
