@@ -265,7 +265,22 @@ def _cpu_workspace(size):
     return _local.address
 
 
-def _execute(call, q, kernel, threads):
+class Schedule:
+    """How a GPU's decoding kernel cuts the keys of a batch, made by the first call that gets it, for all calls with the
+    same shapes, options and lengths: the layers of one decoding step. Other kernels don't look at it."""
+    __slots__ = ("buffer",)
+
+    def __init__(self):
+        self.buffer = None
+
+    def pointer(self, plan, tensors, index, stream):
+        if self.buffer is None:
+            self.buffer = torch_module().empty(plan.schedule, dtype=torch_module().uint8, device=f"cuda:{index}")
+            L.check(L.plan_schedule(plan.handle, c.byref(tensors), self.buffer.data_ptr(), stream))
+        return self.buffer.data_ptr()
+
+
+def _execute(call, q, kernel, threads, schedule=None):
     p = call.problem
     if p.device == L.CPU:
         plan = _plan(p, kernel, threads, 0)
@@ -280,6 +295,8 @@ def _execute(call, q, kernel, threads):
         if torch_module() is None:
             raise L.AttnError("a CUDA workspace is needed: import torch to allocate it")
         workspace = cuda_workspace(plan.workspace, call.q.index, stream)
+    if schedule is not None and plan.schedule and torch_module() is not None:
+        call.tensors.schedule = schedule.pointer(plan, call.tensors, call.q.index, stream)
     L.check(L.run(plan.handle, c.byref(call.tensors), workspace.data_ptr() if workspace is not None else None, stream))
     return plan
 
@@ -288,7 +305,7 @@ def attention(q, k, v=None, *, causal=False, top_left=False, window=None, scale=
               bias=None, mask=None, sinks=None, cu_seqlens_q=None, cu_seqlens_kv=None, max_q_len=None,
               max_kv_len=None, seqused_q=None, seqused_kv=None, leftpad_kv=None, kv_batch_index=None,
               block_table=None, v_dim=None, layout="bshd", strict=False, return_lse=False, out=None, lse=None,
-              kernel=None, threads=0):
+              kernel=None, threads=0, schedule=None):
     """softmax(scale * q k^T + bias, masked) v, exactly.
 
     q [batch, q_len, q_heads, qk_dim], k [batch, kv_len, kv_heads, qk_dim], v [batch, kv_len, kv_heads, v_dim]
@@ -300,6 +317,7 @@ def attention(q, k, v=None, *, causal=False, top_left=False, window=None, scale=
     causal and window=(left, right) are aligned bottom-right (top_left=True: top-left); -1 or None is unbounded.
     bias (float) and mask (bool, True = visible) broadcast to [batch, heads, q_len, kv_len]. sinks: float32 [heads].
     seqused_q, seqused_kv, leftpad_kv, kv_batch_index: int32 [batch].
+    schedule: an attn.Schedule() that the layers of one decoding step share.
     A row that sees no key gives 0 (and LSE -inf). LSE is float32, natural log, [batch, heads, q_len].
 
     Returns out, or (out, lse) with return_lse. Raises TypeError, ValueError, attn.Unsupported, attn.AttnError.
@@ -307,7 +325,7 @@ def attention(q, k, v=None, *, causal=False, top_left=False, window=None, scale=
     torch_tensors = is_torch(q)
     key = None
     if (bias is mask is alibi_slopes is sinks is cu_seqlens_q is cu_seqlens_kv is seqused_q is seqused_kv is leftpad_kv
-            is kv_batch_index is block_table is v_dim is out is lse is None):
+            is kv_batch_index is block_table is v_dim is out is lse is schedule is None):
         key = _signature(torch_tensors, q, k, v, causal, top_left, window, scale, softcap, layout, strict, return_lse,
                          kernel, threads)
         ready = _ready.get(key)
@@ -320,7 +338,7 @@ def attention(q, k, v=None, *, causal=False, top_left=False, window=None, scale=
                       block_table, v_dim, layout, strict)
     out, lse = call.outputs(q, out, lse, return_lse)
     call.pointers()
-    plan = _execute(call, q, kernel, threads)
+    plan = _execute(call, q, kernel, threads, schedule)
     if key is not None:
         if len(_ready) >= _PLANS_KEPT:
             _ready.clear()
@@ -425,10 +443,10 @@ def explain(q, k, v=None, **options):
     """One line per kernel: chosen, fits, or why not. Takes the arguments of attention()."""
     import inspect
     kernel, threads = options.pop("kernel", None), options.pop("threads", 0)
-    for name in ("return_lse", "out", "lse"):
+    for name in ("return_lse", "out", "lse", "schedule"):
         options.pop(name, None)
     defaults = {n: p.default for n, p in inspect.signature(attention).parameters.items()
-                if n not in ("q", "k", "v", "return_lse", "out", "lse", "kernel", "threads")}
+                if n not in ("q", "k", "v", "return_lse", "out", "lse", "kernel", "threads", "schedule")}
     unknown = set(options) - set(defaults)
     if unknown:
         raise TypeError(f"unknown options: {sorted(unknown)}")

@@ -113,6 +113,8 @@ plan_create = _declare("attn_plan_create", i32, c.POINTER(ptr), c.POINTER(Proble
 plan_destroy = _declare("attn_plan_destroy", None, ptr)
 plan_kernel = _declare("attn_plan_kernel", c.c_char_p, ptr)
 plan_workspace = _declare("attn_plan_workspace", c.c_size_t, ptr)
+plan_schedule_size = _declare("attn_plan_schedule_size", c.c_size_t, ptr)
+plan_schedule = _declare("attn_plan_schedule", i32, ptr, c.POINTER(Tensors), ptr, ptr)
 run = _declare("attn_run", i32, ptr, c.POINTER(Tensors), ptr, ptr)
 explain = _declare("attn_explain", c.c_int, c.POINTER(Problem), c.POINTER(Options), c.c_char_p, c.c_size_t)
 kernel_describe = _declare("attn_kernel_describe", i32, c.c_int, c.POINTER(KernelInfo))
@@ -138,7 +140,7 @@ def check(status):
 
 class Plan:
     """One attn_plan; destroyed with the object. Immutable, shared by all threads."""
-    __slots__ = ("handle", "workspace", "kernel")
+    __slots__ = ("handle", "workspace", "schedule", "kernel")
 
     def __init__(self, problem, kernel=None, threads=0, cuda_device=0):
         self.handle = None
@@ -148,6 +150,7 @@ class Plan:
         check(plan_create(c.byref(handle), c.byref(problem), c.byref(options)))
         self.handle = handle.value
         self.workspace = plan_workspace(self.handle)
+        self.schedule = plan_schedule_size(self.handle)
         self.kernel = plan_kernel(self.handle).decode()
 
     def __del__(self):

@@ -172,6 +172,9 @@ def test_flash_mla(device, dtype, heads):
     assert out.shape == (2, 2, heads, 512) and out.device == q.device and lse.shape == (2, heads, 2)
     assert close(f64(out[0]), want, NAMES[dtype]) and close(f64(lse[0]), want_lse, "float16")
     assert not out[1].any() and torch.isposinf(lse[1]).all()
+    for _ in range(2):          # the next layers of the step
+        again, _ = flash_mla.flash_mla_with_kvcache(q, pages, table, used, 512, meta, splits, causal=True)
+        assert torch.equal(again, out)
     with pytest.raises(ValueError, match="metadata was made"):
         flash_mla.flash_mla_with_kvcache(q[:1], pages, table[:1], used[:1], 512, meta, splits)
     with pytest.raises(NotImplementedError, match="sparse"):
@@ -190,6 +193,15 @@ def test_every_kernel_can_be_forced(device):
                 assert close(f64(attn.attention(q, k, v, causal=True, kernel=name)), want, NAMES[dtype]), name
                 ran += 1
         assert ran
+
+
+def test_layers_share_a_schedule(device):
+    q, k, v = (make(i, *s, dtype=torch.bfloat16, device=device) for i, s in enumerate([(3, 1, 16, 128), (3, 900, 2, 128),
+                                                                                        (3, 900, 2, 128)]))
+    used = torch.tensor([900, 0, 333], dtype=torch.int32, device=device)
+    schedule, want = attn.Schedule(), attn.attention(q, k, v, seqused_kv=used)
+    for _ in range(3):
+        assert torch.equal(attn.attention(q, k, v, seqused_kv=used, schedule=schedule), want)
 
 
 def test_streams_and_graphs(device):

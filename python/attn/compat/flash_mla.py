@@ -13,11 +13,13 @@ __version__ = "1.0.0+attn"
 
 @dataclasses.dataclass
 class FlashMLASchedMeta:
-    """One object per decoding step, shared by all layers. Remembers the shapes that it was first used with."""
+    """One object per decoding step, shared by all layers: the first call makes the schedule for its lengths. Remembers
+    the shapes that it was first used with."""
     have_initialized: bool = False
     config: Optional[Any] = None
     tile_scheduler_metadata: Optional[Any] = None
     num_splits: Optional[Any] = None
+    schedule: _api.Schedule = dataclasses.field(default_factory=_api.Schedule)
 
 
 def get_mla_metadata(*args, **kwargs):
@@ -44,7 +46,7 @@ def flash_mla_with_kvcache(q, k_cache, block_table, cache_seqlens, head_dim_v, t
     meta.have_initialized, meta.config = True, config
     out, lse = _api.attention(q, k_cache, v_dim=head_dim_v, block_table=block_table, seqused_kv=cache_seqlens,
                               causal=causal and q.shape[1] > 1, scale=softmax_scale, sinks=attn_sink,
-                              return_lse=True)
+                              schedule=meta.schedule, return_lse=True)
     return out, plus_infinity(lse)
 
 
