@@ -81,14 +81,14 @@ DTYPES = {torch.float16: 2, torch.bfloat16: 3}
 
 
 class Plan:
-    """One problem planned for flash_fwd_sm90; run() queues it on torch's stream."""
+    """One problem planned for one kernel; run() queues it on torch's stream."""
 
-    def __init__(self, library, tensors, **problem):
+    def __init__(self, library, tensors, kernel=b"flash_fwd_sm90", **problem):
         self.library, self.keep = library, tensors
         p, o = Problem(struct_size=C.sizeof(Problem), device=1), Options(struct_size=C.sizeof(Options))
         for name, value in problem.items():
             setattr(p, name, value)
-        o.kernel = b"flash_fwd_sm90"
+        o.kernel = kernel
         self.handle = C.c_void_p()
         if library.attn_plan_create(C.byref(self.handle), C.byref(p), C.byref(o)):
             raise RuntimeError(library.attn_last_error().decode())

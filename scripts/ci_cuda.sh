@@ -35,3 +35,12 @@ if gate "$work/none.txt" >"$work/log"; then echo "a spilling kernel was let thro
 grep -q 'spilling sm_80: spills' "$work/log" || { cat "$work/log"; exit 1; }
 gate "$work/named.txt" >"$work/log" || { echo "a named exception was rejected"; cat "$work/log"; exit 1; }
 echo "the spill gate rejects a spilling kernel and lets a named exception through"
+
+# The course's kernels for Hopper, compiled as `attn check --kernel` compiles them: no spills, no serialised wgmma.
+for source in learn/flash_attention/flash_{wgmma,tma,hopper}.cu; do
+    read -ra flags < <(sed -n 's/^ \* *nvcc: //p' "$source")
+    nvcc -O3 "${flags[@]}" -Xptxas -v -Xcompiler -fPIC -shared -Iinclude -o "$work/plugin.so" "$source" >"$work/log" 2>&1 ||
+        { cat "$work/log"; exit 1; }
+    if grep -E 'C75[0-9][0-9]|[1-9][0-9]* bytes spill' "$work/log"; then echo "$source"; exit 1; fi
+done
+echo "the course's Hopper kernels compile without spills"

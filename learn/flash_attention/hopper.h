@@ -176,7 +176,7 @@ static __device__ void again(float (&o)[D / 2], part &r, const attn_problem &p, 
         for (int x = 0; x < p.qk_dim; x++)
             s += widen<BF16>(at.q[row * p.q_stride.seq + x]) * widen<BF16>(at.k[j * p.k_stride.seq + x]);
         const float top = fmaxf(r.m[HALF], s), safe = top == -INFINITY ? 0 : top * scale;
-        const float old = exp2f(r.m[HALF] * scale - safe), mine = exp2f(s * scale - safe);
+        const float old = top == r.m[HALF] ? 1 : exp2f(r.m[HALF] * scale - safe), mine = exp2f(s * scale - safe);
         r.m[HALF] = top, r.l[HALF] = r.l[HALF] * old + mine;
 #pragma unroll
         for (int e = 2 * HALF; e < D / 2; e += 4)

@@ -118,13 +118,16 @@ static int pack_shift(const attn_problem *p, int rows) {
     return together * 4 <= apart * 3 ? shift : 0;
 }
 
-/* Tile heads whose K and V fit into 32 MB, so that they stay in L2 (50 MB on an H100) while their tiles
- * run. */
-static int64_t group_heads(const attn_problem *p, int shift) {
+/* Tile heads whose K and V fit into 32 MB, so that they stay in L2 (50 MB on an H100) while their tiles run. Of
+ * short sequences only as many as all blocks together hold with all their rows: the longest rows, which come first
+ * and fetch K and V, would wait for memory if every block had one. */
+static int64_t group_heads(const attn_problem *p, int shift, int64_t heights, int64_t blocks) {
     const int64_t bytes = p->kv_len * (p->qk_dim + p->v_dim) * 2, share = p->q_heads / p->kv_heads >> shift;
     const int64_t most = (p->packed_q ? 1 : p->batch) * p->kv_heads;
     int64_t heads = 1;
-    while (heads * 2 * bytes <= (int64_t)sm90_tune_group_mb << 20 && heads < most) heads *= 2;
+    while (heads * 2 * bytes <= (int64_t)sm90_tune_group_mb << 20 && heads < most &&
+           (heights > 8 || heads * 2 * share * heights <= blocks))
+        heads *= 2;
     return smaller(heads, most) * share;
 }
 
@@ -137,15 +140,17 @@ static attn_status prepare(attn_plan *plan) {
     if (status) return status;
     const int rows = 64 * t->warpgroups, shift = pack_shift(p, rows);
     const int64_t heads = p->q_heads >> shift;
-    const int64_t most = p->packed_q ? ((p->q_total << shift) / rows + p->batch) * heads
-                                     : ((p->q_len << shift) + rows - 1) / rows * p->batch * heads;
+    const int64_t heights = ((p->q_len << shift) + rows - 1) / rows;    /* of one head */
+    const int64_t most =
+        p->packed_q ? ((p->q_total << shift) / rows + p->batch) * heads : heights * p->batch * heads;
     const int even = t->kind == SM90_FULL && !p->packed_q && !p->packed_kv && !p->has_seqused_q &&
                      !p->has_seqused_kv && !p->has_leftpad_kv;
     plan->schedule[PLAN_TILE] = row;
     plan->schedule[PLAN_BLOCKS] = smaller(most, device.multiprocessors);
     plan->schedule[PLAN_PACK_SHIFT] = shift;
-    plan->schedule[PLAN_GROUP_HEADS] =
-        t->kind == SM90_FULL ? p->q_heads / p->kv_heads >> shift : group_heads(p, shift);
+    plan->schedule[PLAN_GROUP_HEADS] = t->kind == SM90_FULL
+                                           ? p->q_heads / p->kv_heads >> shift
+                                           : group_heads(p, shift, heights, device.multiprocessors);
     /* Tiles of unequal length are handed out by a counter. */
     plan->workspace = (even || sm90_tune_static || most <= device.multiprocessors) ? 0 : 256;
     return attn_cuda_prepare(plan, 0, ATTN_CUDA_IMAGE_OF(flash_fwd_sm90),

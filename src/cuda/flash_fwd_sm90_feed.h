@@ -302,17 +302,27 @@ ATTN_DEVICE float load_number(const void *from, attn_dtype dtype, int64_t at) {
 
 /* Replace what isn't finite in a tile of V by 0, since P = 0 times NaN would be NaN. @return whether keys in
  * use had any (warp-uniform). rows: keys of the tile that are in use. */
-template <int BF16, int KEYS> ATTN_DEVICE int clean_tile(uint32_t v, int bytes, int rows, int thread) {
+template <int BF16, int KEYS, int BYTES, int AHEAD>
+ATTN_DEVICE int clean_tile(uint32_t v, int rows, int thread) {
+    constexpr int STEP = 64 * 16;       /* bytes that both warps load at once; AHEAD of these in flight */
     int unclean = 0;
-#pragma unroll 4
-    for (int i = thread * 16; i < bytes; i += 64 * 16) {
-        const uint4 x = smem_load16(v + i);
-        const uint32_t zero =
-            fma16<BF16>(x.x, 0, fma16<BF16>(x.y, 0, fma16<BF16>(x.z, 0, fma16<BF16>(x.w, 0, 0))));
-        if (zero & 0x7fff7fffu) {
-            unclean |= i / 128 % KEYS < rows;
-            smem_store16(v + i, make_uint4(finite16<BF16>(x.x), finite16<BF16>(x.y), finite16<BF16>(x.z),
-                                           finite16<BF16>(x.w)));
+#pragma unroll 1
+    for (int i = thread * 16; i < BYTES; i += AHEAD * STEP) {
+        uint4 x[AHEAD];
+        uint32_t zero[AHEAD];       /* 0 times each number, added up: 0, or NaN */
+#pragma unroll
+        for (int n = 0; n < AHEAD; n++) x[n] = smem_load16(v + i + n * STEP);
+#pragma unroll
+        for (int n = 0; n < AHEAD; n++)
+            zero[n] = fma16<BF16>(x[n].x, 0,
+                                  fma16<BF16>(x[n].y, 0, fma16<BF16>(x[n].z, 0, fma16<BF16>(x[n].w, 0, 0))));
+        if (!((zero[0] | zero[1] | zero[AHEAD - 2] | zero[AHEAD - 1]) & 0x7fff7fffu)) continue;
+#pragma unroll
+        for (int n = 0; n < AHEAD; n++) {
+            if (!(zero[n] & 0x7fff7fffu)) continue;
+            unclean |= (i + n * STEP) / 128 % KEYS < rows;
+            smem_store16(v + i + n * STEP, make_uint4(finite16<BF16>(x[n].x), finite16<BF16>(x[n].y),
+                                                      finite16<BF16>(x[n].z), finite16<BF16>(x[n].w)));
         }
     }
     async_proxy_fence();
@@ -404,6 +414,7 @@ ATTN_DEVICE void write_keyless(const flash_fwd_sm90_args &a, uint32_t record, in
 template <int QK, int V, int KEYS, int WARPGROUPS, int STAGES, int KIND, int BF16>
 ATTN_DEVICE void clean(const flash_fwd_sm90_args &a, uint32_t base, int warp) {
     constexpr smem_map at = map_smem<QK, V, KEYS, WARPGROUPS, STAGES>();
+    constexpr int AHEAD = WARPGROUPS == 3 || at.v_bytes % 4096 ? 2 : 4; /* 3: a thread has 32 registers */
     const int lane = threadIdx.x & 31, thread = warp * 32 + lane;
     ring v = { 0, 0 }, slot = { 0, 0 };
     for (;;) {
@@ -418,8 +429,8 @@ ATTN_DEVICE void clean(const flash_fwd_sm90_args &a, uint32_t base, int warp) {
             mbarrier_wait(base + at.v_full + 8 * v.index, v.parity);
             if (n < scan) {
                 const int rows = RECORD(kv_len) - record_block<KIND>(record, n) * KEYS;
-                unclean |=
-                    clean_tile<BF16, KEYS>(base + at.v + v.index * at.v_bytes, at.v_bytes, rows, thread);
+                unclean |= clean_tile<BF16, KEYS, at.v_bytes, AHEAD>(base + at.v + v.index * at.v_bytes,
+                                                                     rows, thread);
                 if (lane == 0) mbarrier_arrive(base + at.v_clean + 8 * v.index);
             }
             __syncwarp();
