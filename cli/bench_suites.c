@@ -2,6 +2,7 @@
 #include "bench.h"
 #include "bench_gqa.h"
 #include "bench_decode.h"
+#include "gpu.h"
 #include "terminal.h"
 #include <string.h>
 
@@ -55,11 +56,19 @@ static int thread_ladder(int *threads, int most) {
     return n;
 }
 
+/* --backend decides; without it a GPU, if there is one. */
+static int on_gpu(const cli_arguments *a) {
+    check_gpu_info info;
+    char why[256];
+    if (cli_given(a, "backend")) return cli_choice(a, "backend", 0) != 0;
+    return !check_gpu_read((int)cli_integer(a, "device", 0), &info, why, sizeof why);
+}
+
 int bench_suite(int suite, const cli_arguments *a, const bench_request *common, bench_table *table) {
     int ladder[16], code = CLI_OK;
     if (suite == SUITE_DECODE && cli_choice(a, "backend", 0)) return bench_gqa(a);
     if (suite == SUITE_TABLE) return bench_targets(a, common, table);
-    if (suite == SUITE_MLA) return bench_decode(1, a, common);
+    if (suite == SUITE_MLA && on_gpu(a)) return bench_decode(1, a, common);
     if (suite == SUITE_DEMO) return bench_demo(cli_text(a, "in"), table);
     contender_list contenders;
     bench_request request = *common;
