@@ -146,10 +146,10 @@ cuda_kernels() { "$build/attn" info | awk '$2 == "cuda" && $1 !~ /append|merge/ 
 
 # The cache append: all cases, garbage in lengths and tables, bandwidth; and under compute-sanitizer.
 append() {
-    beside append 60 "$build/tests/test_kv_append"
+    beside append 60 env ATTN_APPEND_TESTS='[!s]*' "$build/tests/test_kv_append"
     command -v compute-sanitizer >/dev/null || { skip append-memcheck "compute-sanitizer is not installed"; return; }
-    beside append-memcheck 90 compute-sanitizer --tool memcheck --error-exitcode 9 --print-limit 5 \
-        "$build/tests/test_kv_append"
+    beside append-memcheck 90 env ATTN_APPEND_TESTS='[!s]*' compute-sanitizer --tool memcheck --error-exitcode 9 \
+        --print-limit 5 "$build/tests/test_kv_append"
 }
 
 # The Python package on CUDA tensors, from the source tree and this build's library; and what a call costs.
@@ -189,7 +189,8 @@ check_section() {
 # ---- what does, or needs the others done: one after the other ----
 timed_section() {
     case $1 in
-    info | check | append | zoo | device) ;;
+    info | check | zoo | device) ;;
+    append) step append-speed 30 env ATTN_APPEND_TESTS='speed*' "$build/tests/test_kv_append" ;;
     input) real_input ;;
     sanitizer) sanitizer ;;
     python)

@@ -1,7 +1,9 @@
 /* test_kv_append.c — the cache append: every kernel on every case against the checker, every mutant rejected, the
- * caller's mistakes refused, dropped rows on a device. ATTN_CHECK_BACKEND=cuda runs it on the GPU, and times it. */
+ * caller's mistakes refused, dropped rows on a device. ATTN_CHECK_BACKEND=cuda runs it on the GPU, and times it;
+ * ATTN_APPEND_TESTS=PATTERN takes the tests with such names. */
 #include "append_check.h"
 #include "gpu.h"
+#include <fnmatch.h>
 #include "mutants/append_kernel.h"
 #include <setjmp.h>
 #include <stdarg.h>
@@ -330,12 +332,21 @@ static void speed_on_device(void **state) {
     time_one("4096 rows, 8 heads d128, copy, pages of 64", p);
 }
 
+static void not_asked_for(void **state) {
+    (void)state;
+    skip();
+}
+
 int main(void) {
     setvbuf(stdout, NULL, _IOLBF, 0);
-    const struct CMUnitTest tests[] = {
+    const char *pattern = getenv("ATTN_APPEND_TESTS");
+    struct CMUnitTest tests[] = {
         cmocka_unit_test(cases_are_many), cmocka_unit_test(kernels_are_right), cmocka_unit_test(mutants_are_rejected),
         cmocka_unit_test(bad_problems), cmocka_unit_test(bad_runs), cmocka_unit_test(garbage_on_device),
         cmocka_unit_test(speed_on_device),
     };
+    static const struct CMUnitTest left_out = cmocka_unit_test(not_asked_for);
+    for (size_t n = 0; pattern && n < sizeof tests / sizeof *tests; n++)
+        if (fnmatch(pattern, tests[n].name, 0)) tests[n] = left_out;
     return cmocka_run_group_tests_name("kv_append", tests, open_backend, close_backend);
 }
