@@ -96,7 +96,10 @@ static uint64_t draw(const check_append *a, uint64_t what, uint64_t n) {
 static void random_bits(const check_append *a, append_area name, uint64_t round) {
     const append_memory *m = &a->areas[name];
     const uint64_t what = 32 + (uint64_t)name + 32 * round;
-    for (size_t n = 0; m->before && n < m->total; n++) m->before[n] = (unsigned char)draw(a, what, n);
+    for (size_t n = 0; m->before && n < m->total; n += sizeof(uint64_t)) {
+        const uint64_t hash = draw(a, what, n);
+        memcpy(m->before + n, &hash, m->total - n < sizeof hash ? m->total - n : sizeof hash);
+    }
 }
 
 /* Numbers; every 97th one is special. Where bits are copied anything will do, and stays. */
