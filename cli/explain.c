@@ -52,12 +52,24 @@ static int run(const cli_arguments *a) {
     attn_problem *problems;
     int count, code = cli_problem_list(a, &problems, &count);
     const attn_options options = cli_engine(a);
-    for (int i = 0; !code && i < count; i++) code = explain(&problems[i], &options);
+    for (int i = 0; !code && i < count; i++) {
+        if (cli_choice(a, "pass", 0)) {
+            problems[i].pass = ATTN_KV_APPEND;
+            problems[i].new_len = problems[i].q_len;
+        }
+        code = explain(&problems[i], &options);
+    }
     free(problems);
     return code;
 }
 
-static const cli_option *const tables[] = { cli_shape_options, cli_mask_options, cli_engine_options, NULL };
+static const cli_option explain_options[] = {
+    { .name = "pass", .type = CLI_CHOICE, .argument = "PASS", .choices = "forward append",
+      .summary = "Attention, or writing --sq new rows per sequence into a cache of --sk (forward)." },
+    { .name = NULL },
+};
+static const cli_option *const tables[] = { explain_options, cli_shape_options, cli_mask_options, cli_engine_options,
+                                            NULL };
 
 const cli_command cli_command_explain = {
     .name = "explain", .summary = "Say which kernel computes a problem, and why the others don't.",
