@@ -265,6 +265,24 @@ def test_flash_attn_3_packed_append(device):
 
 
 @pytest.mark.skipif(torch is None, reason="needs torch")
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_apply_rotary_emb(device, interleaved):
+    from attn.compat.rotary import apply_rotary_emb
+    m = Maker(device)
+    x, cos, sin = m.floats(1, 2, 3, 2, 16), m.floats(2, 12, 6), m.floats(3, 12, 6)
+    for offsets, starts in [(0, [0, 0]), (4, [4, 4]), (m.ints([2, 9]), [2, 9])]:
+        out = apply_rotary_emb(x, cos, sin, interleaved, seqlen_offsets=offsets)
+        for b, i in itertools.product(range(2), range(3)):
+            assert close(f64(out[b, i]), rotate64(x[b, i], cos, sin, 0, starts[b] + i, interleaved), "float32")
+    packed, cu = x.reshape(6, 2, 16).clone(), m.ints([0, 1, 1, 6])
+    out = apply_rotary_emb(packed, cos, sin, interleaved, cu_seqlens=cu, max_seqlen=5, seqlen_offsets=m.ints([3, 0, 1]))
+    for row, position in enumerate([3, 1, 2, 3, 4, 5]):
+        assert close(f64(out[row]), rotate64(packed[row], cos, sin, 0, position, interleaved), "float32")
+    same = apply_rotary_emb(packed, cos, sin, interleaved, inplace=True, cu_seqlens=cu, seqlen_offsets=m.ints([3, 0, 1]))
+    assert same is packed and torch.equal(packed, out)
+
+
+@pytest.mark.skipif(torch is None, reason="needs torch")
 def test_kvcache_in_a_graph(device):
     if device != "cuda":
         pytest.skip("CUDA only")

@@ -234,6 +234,8 @@ def test_install_makes_the_imports_work():
         from flash_attn.bert_padding import pad_input
         from flash_mla import get_mla_metadata
         import flash_attn_interface as fa3
+        from flash_attn.layers.rotary import apply_rotary_emb
+        assert apply_rotary_emb
         assert "flash_attn" in done and fa.flash_attn_func and pad_input and get_mla_metadata and fa3.flash_attn_func
     finally:
         attn.compat.uninstall()

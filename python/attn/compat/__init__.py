@@ -6,6 +6,8 @@ _NAMES = {
     "flash_attn": "attn.compat.flash_attn",
     "flash_attn.flash_attn_interface": "attn.compat.flash_attn",
     "flash_attn.bert_padding": "attn.compat.bert_padding",
+    "flash_attn.layers": "attn.compat.rotary",
+    "flash_attn.layers.rotary": "attn.compat.rotary",
     "flash_attn_interface": "attn.compat.flash_attn_interface",
     "flash_mla": "attn.compat.flash_mla",
 }
