@@ -21,6 +21,19 @@ needed=$(readelf -d $build/libattn.so | sed -n 's/.*NEEDED.*\[\(.*\)\]/\1/p' | t
 echo "libattn.so needs: $needed"
 case $needed in *cuda* | *stdc++*) echo "it must link neither CUDA nor C++"; exit 1 ;; esac
 
+# Every CUDA lesson compiles for what it names; the CuTe twin where CUTLASS's headers are installed (PyPI: nvidia-cutlass).
+cute=$("${PYTHON:-python3}" learn/flash_attention/cute_flags.py 2>&1) || echo "$cute"
+for lesson in learn/{cuda_basics,flash_attention,flash_mla}/*.cu; do
+    flags="-arch=sm_80"
+    case $lesson in
+    *wgmma.cu | *tma.cu | *hopper.cu) flags="-gencode=arch=compute_90a,code=sm_90a -ftz=true" ;;
+    *cute.cu) [ "${cute:0:2}" = "-s" ] || continue
+        flags="-arch=sm_80 $cute" ;;
+    esac
+    nvcc -std=c++17 $flags -cubin -o /dev/null -Iinclude -Ilearn/cuda_basics "$lesson" || { echo "$lesson does not compile"; exit 1; }
+    echo "compiled $lesson"
+done
+
 # The gate: this kernel spills, so it must not build; with an exception it must.
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -170,7 +170,6 @@ static void count_bytes(int s) {
     const std::vector<float> x = random_floats((size_t)s * s, 3);
     float *da = to_device(x), *db = to_device(x), *dc = poisoned<float>((size_t)s * s);
     printf("\nA and B of %d x %d are %.0f KB. Fetched by the rungs (predicted from the tile size):\n", s, s, 8e-3 * s * s);
-    const int tile[] = { 0, 1, 1, 32, 64, 64, 128 };
     for (int rung = 3; rung <= 6; rung++) {
 #if defined(CUDA_SIMULATED)
         sim_reset();
@@ -178,6 +177,7 @@ static void count_bytes(int s) {
         launch(rung, da, db, dc, s, s, s);
         CHECK_LAUNCH();
 #if defined(CUDA_SIMULATED)
+        const int tile[] = { 0, 1, 1, 32, 64, 64, 128 };
         const sim_counters c = sim_count(names[rung]);
         char text[80];
         snprintf(text, sizeof text, "%s, KB", names[rung]);

@@ -51,6 +51,7 @@ void sim_dynamic_begin(size_t bytes);
 void sim_mark_written(const void *p, size_t bytes);
 bool sim_is_device(const void *p, size_t bytes);
 bool sim_is_pinned(const void *p);
+void sim_read_shared(const void *p, int bytes, const void *site);
 void sim_access(const void *p, int bytes, bool store, const void *site);
 void *sim_shared_pointer(uint32_t address);          /* of an address that __cvta_generic_to_shared gave */
 

@@ -3,6 +3,7 @@
  * gives wrong numbers; and a wait gives the turn to other threads until somebody ends it. */
 #include "sim_hopper.hpp"
 #include "sim.hpp"
+#include <functional>
 #include <map>
 
 /* ---- mbarriers ---- */
@@ -10,11 +11,24 @@
 struct barrier_state { unsigned arrivals, missing, phase; int64_t bytes; };     /* phases that have ended */
 static std::map<unsigned, barrier_state> barriers;
 static uint64_t block_of_barriers, events;          /* events: arrivals and copies, to tell waiting from stuck */
+/* Copies land as late as they may: when somebody waits for them. Who reads without waiting finds the old contents. */
+static std::map<unsigned, std::vector<std::function<void()>>> flying;
+
+static void forget_last_block() {
+    const uint64_t block = (uint64_t)sim_now.launch << 32 | sim_now.number;
+    if (block != block_of_barriers) barriers.clear(), flying.clear();
+    block_of_barriers = block;
+}
+
+static bool land(unsigned barrier) {
+    std::vector<std::function<void()>> copies;
+    copies.swap(flying[barrier]);
+    for (auto &copy : copies) copy();
+    return !copies.empty();
+}
 
 static barrier_state &barrier_at(unsigned barrier, const void *site) {
-    const uint64_t block = (uint64_t)sim_now.launch << 32 | sim_now.number;
-    if (block != block_of_barriers) barriers.clear();
-    block_of_barriers = block;
+    forget_last_block();
     if (!barriers.count(barrier)) sim_complain("mbarrier", site, "used before barrier_init");
     return barriers[barrier];
 }
@@ -27,9 +41,7 @@ static void settle(barrier_state &b) {
 }
 
 void barrier_init(unsigned barrier, unsigned arrivals) {
-    const uint64_t block = (uint64_t)sim_now.launch << 32 | sim_now.number;
-    if (block != block_of_barriers) barriers.clear();
-    block_of_barriers = block;
+    forget_last_block();
     if (barrier % 8) sim_complain("misaligned", __builtin_return_address(0), "an mbarrier is 8 bytes, aligned to 8");
     barriers[barrier] = { arrivals, arrivals, 0, 0 };
 }
@@ -49,6 +61,7 @@ void barrier_wait(unsigned barrier, unsigned parity) {
     const void *site = __builtin_return_address(0);
     uint64_t seen = events;
     for (int tries = 0; (barrier_at(barrier, site).phase & 1) == (parity & 1); tries++) {
+        if (land(barrier)) continue;
         if (seen != events) tries = 0;
         seen = events;
         if (tries > 100000) {
@@ -64,9 +77,8 @@ void barrier_wait(unsigned barrier, unsigned parity) {
 
 static uint32_t swizzle(uint32_t address) { return address ^ (address >> 3 & 0x70); }
 
-void copy_box(unsigned to, const CUtensorMap *map, unsigned barrier, int column, int head, int row, int batch) {
-    const void *site = __builtin_return_address(0);
-    if (to % 1024) sim_complain("misaligned", site, "a swizzled box begins on a multiple of 1024 bytes");
+static void copy_now(unsigned to, const CUtensorMap *map, unsigned barrier, int column, int head, int row, int batch,
+                     const void *site) {
     for (int r = 0; r < map->box; r++)
         for (int c = 0; c < 64; c += 8) {
             uint32_t words[4] = { 0, 0, 0, 0 };
@@ -85,12 +97,25 @@ void copy_box(unsigned to, const CUtensorMap *map, unsigned barrier, int column,
     settle(b);
 }
 
+void copy_box(unsigned to, const CUtensorMap *map, unsigned barrier, int column, int head, int row, int batch) {
+    const void *site = __builtin_return_address(0);
+    const CUtensorMap box = *map;
+    if (to % 1024) sim_complain("misaligned", site, "a swizzled box begins on a multiple of 1024 bytes");
+    flying[barrier].push_back([=] { copy_now(to, &box, barrier, column, head, row, batch, site); });
+}
+
 /* ---- wgmma m64nNk16: the lanes compute their own sums ---- */
 
 static float number(uint32_t address, bool bf16) {
     uint16_t bits;
     memcpy(&bits, sim_shared_pointer(swizzle(address)), 2);
     return bf16 ? __bfloat162float({ bits }) : __half2float({ bits });
+}
+
+/* For the race check: the right matrix, once a warp. (Of a wide V the first box.) */
+static void read_rows(uint32_t at, int rows, int bytes, const void *site) {
+    for (int row = 0; row < rows; row++)
+        for (int x = 0; x < bytes; x += 16) sim_read_shared(sim_shared_pointer(swizzle(at + (uint32_t)(row * 128 + x))), 16, site);
 }
 
 void sim_wgmma(float *d, int n, bool bf16, uint64_t left, const unsigned *registers, uint64_t right, bool more) {
@@ -111,6 +136,7 @@ void sim_wgmma(float *d, int n, bool bf16, uint64_t left, const unsigned *regist
         for (int half = 0; half < 2; half++)
             for (int k = 0; k < 16; k++)
                 a[half][k] = number((uint32_t)left * 16 + (uint32_t)((first + 8 * half) * 128 + k * 2), bf16);
+    if (!t->lane) read_rows((uint32_t)right * 16, registers ? 16 : n * 2, registers ? 128 : 32, __builtin_return_address(0));
     const uint32_t at = (uint32_t)right * 16, stride = (uint32_t)(right >> 32) * 16;
     for (int e = 0; e < n; e += 4)
         for (int i = 0; i < 2; i++) {

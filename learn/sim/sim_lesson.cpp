@@ -147,7 +147,7 @@ int main() {
     lesson_begin(kernel.name);
     printf("%s\n", kernel.summary);
     static const shape cases[] = { { 4, 2, 33, 70, 16, 24, true }, { 1, 1, 70, 33, 8, 8, true }, { 2, 1, 65, 65, 32, 16, false },
-                                   { 1, 1, 1, 1, 8, 8, false } };
+                                   { 1, 1, 1, 1, 8, 8, false }, { 1, 1, 66, 300, 8, 72, true } };
     int ran = 0;
     attn_dtype counted_in = ATTN_F32;
     for (attn_dtype type : { ATTN_F32, ATTN_F16, ATTN_BF16 })

@@ -415,6 +415,12 @@ static void access(const void *p, int size, bool store, bool atomic, const void 
                  sim_now.number, store ? "writes" : "reads", p);
 }
 
+/* A matrix product reads shared memory: checked for races, not counted as requests of the threads. */
+void sim_read_shared(const void *p, int bytes, const void *site) {
+    for (uintptr_t w = (uintptr_t)p / 4; w <= ((uintptr_t)p + (uintptr_t)bytes - 1) / 4; w++)
+        within_block(shared_words.emplace(w, untouched).first->second, false, false, "shared", site);
+}
+
 void sim_access(const void *p, int bytes, bool store, const void *site) { access(p, bytes, store, false, site); }
 
 void sim_atomic(const void *p, int bytes, const void *site) {

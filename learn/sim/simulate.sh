@@ -36,7 +36,7 @@ for part in threads memory host tensor hopper; do
     made "$build/sim_$part.o" "$sim/sim_$part.cpp" g++ -std=c++17 -O2 -fPIC -c
     objects+=("$build/sim_$part.o")
 done
-include+=("-I$sim" "-I$beside" "-I$sim/../cuda_basics" "-I$sim/../../include")
+include+=("-I$sim" "-I$beside" "-I$sim/../cuda_basics" "-I$sim/../flash_attention" "-I$sim/../../include")
 
 work=$(mktemp -d "$build/build.XXXXXX")
 trap 'rm -rf "$work"' EXIT
