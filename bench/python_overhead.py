@@ -16,7 +16,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "python"))
 import numpy as np
 
 import attn
-from attn import _api, _library as L
+from attn import _api, _library as L, _ready
 
 
 def on_cuda(x, call, plan):
@@ -34,7 +34,7 @@ def c_call(x):
     plan = L.Plan(call.problem)
     if call.problem.device == L.CUDA:
         return on_cuda(x, call, plan)
-    workspace = _api._cpu_workspace(plan.workspace) if plan.workspace else None
+    workspace = _ready.cpu_workspace(plan.workspace) if plan.workspace else None
     pointer = c.byref(call.tensors)
     return lambda keep=call: L.run(plan.handle, pointer, workspace, None)
 

@@ -8,13 +8,13 @@ import numpy as np
 from . import _library as L
 from ._arrays import is_torch, like, torch_module, view
 from ._cuda import cuda_workspace, raw_stream
+from ._ready import cpu_workspace, given_extras, ready_calls, remember, signature
 from ._autograd import refuse_gradients
 
 _DTYPE_NAMES = {L.F32: "float32", L.F16: "float16", L.BF16: "bfloat16"}
 _plans = collections.OrderedDict()     # key -> Plan, least recently used first
 _plans_lock = threading.Lock()
 _PLANS_KEPT = 256
-_local = threading.local()
 
 
 # ---- shapes -------------------------------------------------------------------------------------------------
@@ -255,16 +255,6 @@ def _plan(problem, kernel, threads, cuda_device):
     return plan
 
 
-def _cpu_workspace(size):
-    """This thread's workspace, grown when needed, 64-byte aligned."""
-    have = getattr(_local, "size", 0)
-    if size > have:
-        _local.buffer = np.empty(size + 64, dtype=np.uint8)
-        _local.address = (_local.buffer.ctypes.data + 63) // 64 * 64
-        _local.size = size
-    return _local.address
-
-
 class Schedule:
     """How a GPU's decoding kernel cuts the keys of a batch, made by the first call that gets it, for all calls with the
     same shapes, options and lengths: the layers of one decoding step. Other kernels don't look at it."""
@@ -284,7 +274,7 @@ def _execute(call, q, kernel, threads, schedule=None):
     p = call.problem
     if p.device == L.CPU:
         plan = _plan(p, kernel, threads, 0)
-        L.check(L.run(plan.handle, c.byref(call.tensors), _cpu_workspace(plan.workspace) if plan.workspace else None,
+        L.check(L.run(plan.handle, c.byref(call.tensors), cpu_workspace(plan.workspace) if plan.workspace else None,
                       None))
         return plan
     plan = _plan(p, kernel, threads, call.q.index)
@@ -322,15 +312,17 @@ def attention(q, k, v=None, *, causal=False, top_left=False, window=None, scale=
 
     Returns out, or (out, lse) with return_lse. Raises TypeError, ValueError, attn.Unsupported, attn.AttnError.
     """
-    torch_tensors = is_torch(q)
-    key = None
-    if (bias is mask is alibi_slopes is sinks is cu_seqlens_q is cu_seqlens_kv is seqused_q is seqused_kv is leftpad_kv
-            is kv_batch_index is block_table is v_dim is out is lse is schedule is None):
-        key = _signature(torch_tensors, q, k, v, causal, top_left, window, scale, softcap, layout, strict, return_lse,
-                         kernel, threads)
-        ready = _ready.get(key)
+    torch_tensors, key, extras = is_torch(q), None, ()
+    if out is lse is schedule is None:
+        if not (bias is mask is alibi_slopes is sinks is cu_seqlens_q is cu_seqlens_kv is seqused_q is seqused_kv
+                is leftpad_kv is kv_batch_index is block_table is None):
+            extras = given_extras(bias, mask, alibi_slopes, sinks, cu_seqlens_q, cu_seqlens_kv, seqused_q, seqused_kv,
+                                  leftpad_kv, kv_batch_index, block_table)
+        key = signature(torch_tensors, q, k, v, extras, causal, top_left, window and tuple(window), scale, softcap, layout,
+                        strict, return_lse, kernel, threads, v_dim, max_q_len, max_kv_len)
+        ready = ready_calls.get(key)
         if ready is not None:
-            return ready(q, k, v)
+            return ready(q, k, v, extras)
     if torch_tensors:
         refuse_gradients(q, k, v, bias)
     call = _make_call(q, k, v, causal, top_left, window, scale, softcap, alibi_slopes, bias, mask, sinks, cu_seqlens_q,
@@ -340,87 +332,8 @@ def attention(q, k, v=None, *, causal=False, top_left=False, window=None, scale=
     call.pointers()
     plan = _execute(call, q, kernel, threads, schedule)
     if key is not None:
-        if len(_ready) >= _PLANS_KEPT:
-            _ready.clear()
-        _ready[key] = _torch_ready(q, call, plan, out, lse) if torch_tensors else _NumpyReady(call, plan, out, lse)
+        remember(key, torch_tensors, q, call, plan, out, lse)
     return (out, lse) if return_lse else out
-
-
-# ---- the short way for a call like an earlier one: same shapes, strides, types, device and scalars --------------
-
-_ready = {}     # signature -> what computes such a call
-
-
-def _signature(torch_tensors, q, k, v, *scalars):
-    """Everything a plan depends on, or None if this kind of array has no short way."""
-    try:
-        if torch_tensors:
-            if q.requires_grad or k.requires_grad or v.requires_grad:
-                return None
-            return (q.shape, q.stride(), q.dtype, q.get_device(), k.shape, k.stride(), k.dtype, k.get_device(), v.shape,
-                    v.stride(), v.dtype, v.get_device(), scalars)
-        return (q.shape, q.strides, q.dtype, k.shape, k.strides, k.dtype, v.shape, v.strides, v.dtype, scalars)
-    except (AttributeError, TypeError, RuntimeError):
-        return None
-
-
-class _NumpyReady:
-    """A plan and the outputs' shapes; calling it computes. Holds no array."""
-
-    def __init__(self, call, plan, out, lse):
-        self.plan, self.workspace = plan, plan.workspace
-        self.out = (out.shape, out.dtype)
-        self.lse = None if lse is None else lse.shape
-
-    def __call__(self, q, k, v):
-        t = L.Tensors()
-        t.struct_size = _TENSORS_SIZE
-        out = np.empty(*self.out)
-        t.q, t.k, t.v, t.o = (x.__array_interface__["data"][0] for x in (q, k, v, out))
-        lse = None
-        if self.lse is not None:
-            lse = np.empty(self.lse, np.float32)
-            t.lse = lse.__array_interface__["data"][0]
-        status = L.run(self.plan.handle, t, _cpu_workspace(self.workspace) if self.workspace else None, None)
-        if status:
-            L.check(status)
-        return out if lse is None else (out, lse)
-
-
-def _torch_ready(q, call, plan, out, lse):
-    """The same for torch tensors; a closure, whose variables are found faster than attributes."""
-    torch = torch_module()
-    handle, size, run, tensors = plan.handle, plan.workspace, L.run, L.Tensors
-    alike, empty_like, empty_strided = out.shape == q.shape and q.is_contiguous(), torch.empty_like, torch.empty_strided
-    out_shape, out_stride, dtype, device, float32 = out.shape, out.stride(), out.dtype, out.device, torch.float32
-    lse_shape, lse_stride = (None, None) if lse is None else (lse.shape, lse.stride())
-    cuda, index = call.problem.device == L.CUDA, call.q.index
-    keep = plan
-
-    def ready(q, k, v):
-        out = empty_like(q) if alike else empty_strided(out_shape, out_stride, dtype=dtype, device=device)
-        workspace = stream = lse = buffer = None
-        if cuda:
-            stream = raw_stream(index)
-            if size:
-                buffer = cuda_workspace(size, index, stream)
-                workspace = buffer.data_ptr()
-        elif size:
-            workspace = _cpu_workspace(size)
-        if lse_shape is None:
-            t = tensors(_TENSORS_SIZE, 0, q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr())
-        else:
-            lse = empty_strided(lse_shape, lse_stride, dtype=float32, device=device)
-            t = tensors(_TENSORS_SIZE, 0, q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr(), lse.data_ptr())
-        status = run(handle, t, workspace, stream)
-        if status:
-            L.check(status)
-        return out if lse is None else (out, lse)
-    ready.plan = keep           # the handle lives as long as its plan
-    return ready
-
-
-_TENSORS_SIZE = c.sizeof(L.Tensors)
 
 
 def _make_call(q, k, v, causal, top_left, window, scale, softcap, alibi_slopes, bias, mask, sinks, cu_seqlens_q,

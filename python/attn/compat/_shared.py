@@ -24,8 +24,10 @@ def plus_infinity(lse):
     return torch.where(torch.isneginf(lse), torch.full_like(lse, float("inf")), lse)
 
 
-def forward(q, k, v, **options):
-    """(out, lse) with FlashAttention-2's sign for rows without keys."""
+def forward(q, k, v, wants_lse, **options):
+    """(out, lse or None) with FlashAttention-2's sign for rows without keys."""
+    if not wants_lse:
+        return _api.attention(q, k, v, **options), None
     out, lse = _api.attention(q, k, v, return_lse=True, **options)
     return out, plus_infinity(lse)
 

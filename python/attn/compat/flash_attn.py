@@ -16,8 +16,8 @@ def flash_attn_func(q, k, v, dropout_p=0.0, softmax_scale=None, causal=False, wi
                     alibi_slopes=None, deterministic=False, return_attn_probs=False):
     """q (b, sq, h, d), k and v (b, sk, hk, d) → out, or (out, softmax_lse, None)."""
     refuse(dropout_p, "dropout_p > 0")
-    out, lse = forward(q, k, v, causal=causal, window=window(window_size), scale=softmax_scale, softcap=softcap,
-                       alibi_slopes=alibi_slopes)
+    out, lse = forward(q, k, v, return_attn_probs, causal=causal, window=window(window_size), scale=softmax_scale,
+                       softcap=softcap, alibi_slopes=alibi_slopes)
     return _returns(out, lse, return_attn_probs)
 
 
@@ -45,8 +45,8 @@ def flash_attn_varlen_func(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, ma
         options.update(cu_seqlens_kv=cu_seqlens_k, max_kv_len=int(max_seqlen_k))
     else:
         options.update(block_table=block_table, seqused_kv=(cu_seqlens_k[1:] - cu_seqlens_k[:-1]).contiguous())
-    out, lse = forward(q, k, v, causal=causal, window=window(window_size), scale=softmax_scale, softcap=softcap,
-                       alibi_slopes=alibi_slopes, **options)
+    out, lse = forward(q, k, v, return_attn_probs, causal=causal, window=window(window_size), scale=softmax_scale,
+                       softcap=softcap, alibi_slopes=alibi_slopes, **options)
     return _returns(out, lse, return_attn_probs)
 
 
@@ -77,6 +77,6 @@ def flash_attn_with_kvcache(q, k_cache, v_cache, k=None, v=None, rotary_cos=None
         raise RuntimeError("block_table excludes cache_batch_idx and cache_leftpad")
     q, options = with_cache(q, k_cache, v_cache, k, v, rotary_cos, rotary_sin, cache_seqlens, cache_batch_idx,
                             cache_leftpad, block_table, causal, tuple(window_size) != (-1, -1), rotary_interleaved)
-    out, lse = forward(q, k_cache, v_cache, causal=causal, window=window(window_size), scale=softmax_scale,
-                       softcap=softcap, alibi_slopes=alibi_slopes, **options)
+    out, lse = forward(q, k_cache, v_cache, return_softmax_lse, causal=causal, window=window(window_size),
+                       scale=softmax_scale, softcap=softcap, alibi_slopes=alibi_slopes, **options)
     return (out, lse) if return_softmax_lse else out

@@ -12,17 +12,13 @@ def _refuse_common(qv, q_descale, k_descale, v_descale, attention_chunk):
     refuse(attention_chunk, "attention_chunk")
 
 
-def _returns(pair, return_attn_probs):
-    return pair if return_attn_probs else pair[0]
-
-
 def flash_attn_func(q, k, v, softmax_scale=None, causal=False, qv=None, q_descale=None, k_descale=None,
                     v_descale=None, window_size=(-1, -1), attention_chunk=0, softcap=0.0, num_splits=1, pack_gqa=None,
                     deterministic=False, sm_margin=0, return_attn_probs=False):
     """q (b, sq, h, d), k (b, sk, hk, d), v (b, sk, hk, dv) → out, or (out, lse)."""
     _refuse_common(qv, q_descale, k_descale, v_descale, attention_chunk)
-    return _returns(_api.attention(q, k, v, causal=causal, window=window(window_size), scale=softmax_scale,
-                                   softcap=softcap, return_lse=True), return_attn_probs)
+    return _api.attention(q, k, v, causal=causal, window=window(window_size), scale=softmax_scale, softcap=softcap,
+                          return_lse=return_attn_probs)
 
 
 def flash_attn_varlen_func(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, seqused_q=None,
@@ -31,10 +27,10 @@ def flash_attn_varlen_func(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, ma
                            pack_gqa=None, deterministic=False, sm_margin=0, return_attn_probs=False):
     """q (total_q, h, d), k and v (total_k, hk, d)."""
     _refuse_common(qv, q_descale, k_descale, v_descale, attention_chunk)
-    return _returns(_api.attention(q, k, v, causal=causal, window=window(window_size), scale=softmax_scale,
-                                   softcap=softcap, cu_seqlens_q=cu_seqlens_q, cu_seqlens_kv=cu_seqlens_k,
-                                   max_q_len=int(max_seqlen_q), max_kv_len=int(max_seqlen_k), seqused_q=seqused_q,
-                                   seqused_kv=seqused_k, return_lse=True), return_attn_probs)
+    return _api.attention(q, k, v, causal=causal, window=window(window_size), scale=softmax_scale, softcap=softcap,
+                          cu_seqlens_q=cu_seqlens_q, cu_seqlens_kv=cu_seqlens_k, max_q_len=int(max_seqlen_q),
+                          max_kv_len=int(max_seqlen_k), seqused_q=seqused_q, seqused_kv=seqused_k,
+                          return_lse=return_attn_probs)
 
 
 def flash_attn_qkvpacked_func(qkv, softmax_scale=None, causal=False, q_descale=None, k_descale=None, v_descale=None,
@@ -68,9 +64,9 @@ def flash_attn_with_kvcache(q, k_cache, v_cache, k=None, v=None, qv=None, rotary
                             cu_seqlens_q, max_seqlen_q, cu_seqlens_k_new, rotary_seqlens)
     if cu_seqlens_q is not None:
         options.update(cu_seqlens_q=cu_seqlens_q, max_q_len=max_seqlen_q)
-    out, lse = _api.attention(q, k_cache, v_cache, causal=causal, window=window(window_size), scale=softmax_scale,
-                              softcap=softcap, return_lse=True, **options)
-    return (out, lse, None, None) if return_softmax_lse else out
+    result = _api.attention(q, k_cache, v_cache, causal=causal, window=window(window_size), scale=softmax_scale,
+                            softcap=softcap, return_lse=return_softmax_lse, **options)
+    return (*result, None, None) if return_softmax_lse else result
 
 
 def flash_attn_combine(out_partial, lse_partial, out=None, out_dtype=None):
