@@ -111,6 +111,29 @@ def test_packed_and_paged_and_cache():
         assert close(out[b], attention64(f64(q2[b]), f64(flat_k), f64(flat_v), causal=True)[0], "float32")
 
 
+def test_calls_like_an_earlier_one():
+    """The second call of a kind takes the short way: other values, lengths, pages and masks must count in it."""
+    k, v = make(1, 2, 9, 2, 16), make(2, 2, 9, 2, 16)
+    pool_k, pool_v = make(3, 8, 3, 2, 16), make(4, 8, 3, 2, 16)
+    for round_ in range(3):
+        q = make(10 + round_, 2, 2, 4, 16)
+        used = np.array([9 - round_, 2 + round_], dtype=np.int32)
+        mask = np.random.default_rng(round_).random((2, 4, 2, 9)) > 0.3
+        out, lse = attn.attention(q, k, v, seqused_kv=used, mask=mask, window=[4, 0], return_lse=True)
+        table = np.random.default_rng(20 + round_).permutation(8)[:6].reshape(2, 3).astype(np.int32)
+        paged = attn.attention(q, pool_k, pool_v, seqused_kv=used, block_table=table)
+        latent = attn.attention(q, k, v_dim=8, seqused_kv=used)
+        for b in range(2):
+            n = used[b]
+            want, want_lse = attention64(f64(q[b]), f64(k[b, :n]), f64(v[b, :n]), mask=mask[b][..., :n], window=(4, 0))
+            assert close(out[b], want, "float32") and close(lse[b], want_lse, "float32")
+            flat_k, flat_v = (f64(x[table[b]].reshape(9, 2, 16)[:n]) for x in (pool_k, pool_v))
+            assert close(paged[b], attention64(f64(q[b]), flat_k, flat_v)[0], "float32")
+            assert close(latent[b], attention64(f64(q[b]), f64(k[b, :n]), f64(k[b, :n, :, :8]))[0], "float32")
+    with pytest.raises(ValueError, match="seqused_kv"):
+        attn.attention(q, k, v, seqused_kv=np.array([10, 0], dtype=np.int32), mask=mask, window=[4, 0], return_lse=True)
+
+
 def test_v_in_k():
     q, k = make(1, 1, 3, 4, 24), make(2, 1, 9, 1, 24)
     assert close(attn.attention(q, k, v_dim=16), expect(q, k, k[..., :16])[0], "float32")
