@@ -57,6 +57,45 @@ def signature(torch_tensors, q, k, v, extras, *scalars):
         return None
 
 
+def arrays_signature(torch_tensors, given, *scalars):
+    """The same for any list of (field, array)."""
+    try:
+        key = scalars
+        for name, x in given:
+            if torch_tensors:
+                if x.requires_grad:
+                    return None
+                key += (name, x.shape, x.stride(), x.dtype, x.get_device())
+            else:
+                x.__array_interface__
+                key += (name, x.shape, x.strides, x.dtype)
+        return key
+    except (AttributeError, TypeError, RuntimeError):
+        return None
+
+
+def append_ready(torch_tensors, plan, cuda, index, q_out):
+    """A function of ([(field, array)], q_out): q_out None where q is given: made like the first one."""
+    torch, handle, run, tensors = torch_module(), plan.handle, L.run, L.Tensors
+    address = _torch_address if torch_tensors else _address
+    if q_out is not None:
+        shape, dtype, device = q_out.shape, q_out.dtype, q_out.device if torch_tensors else None
+
+    def ready(given, out):
+        t = tensors(_TENSORS_SIZE)
+        for name, x in given:
+            setattr(t, name, address(x))
+        if q_out_made and out is None:
+            out = torch.empty(shape, dtype=dtype, device=device) if torch_tensors else np.empty(shape, dtype)
+            t.q_out = address(out)
+        status = run(handle, t, None, raw_stream(index) if cuda else None)
+        if status:
+            L.check(status)
+        return out
+    q_out_made, ready.plan = q_out is not None, plan
+    return ready
+
+
 def remember(key, torch_tensors, q, call, plan, out, lse):
     if len(ready_calls) >= _KEPT:
         ready_calls.clear()
@@ -65,6 +104,10 @@ def remember(key, torch_tensors, q, call, plan, out, lse):
 
 def _address(x):
     return x.__array_interface__["data"][0]
+
+
+def _torch_address(x):
+    return x.data_ptr()
 
 
 def _numpy_ready(plan, out, lse):

@@ -121,6 +121,28 @@ def test_append_packed_and_in_place(device):
             assert close(f64(q[row]), rotate64(before[row], cos, sin, 0, position, False), "float32")
 
 
+def test_append_again(device):
+    """A call like an earlier one takes the short way: other arrays, lengths and positions must count in it."""
+    for kind in kinds(device):
+        m = Maker(kind)
+        cos, sin = m.floats(1, 32, 4), m.floats(2, 32, 4)
+        for n in range(4):
+            k, v = m.floats(10 + n, 2, 16, 2, 8), m.floats(20 + n, 2, 16, 2, 8)
+            k_new, v_new, q = m.floats(30 + n, 2, 1, 2, 8), m.floats(40 + n, 2, 1, 2, 8), m.floats(50 + n, 2, 1, 4, 8)
+            used, after = [n, 15 - n], m.ints([0, 0])
+            out = attn.kv_append(k, v, k_new, v_new, seqused_kv=m.ints(used), seqused_kv_out=after, rotary_cos=cos,
+                                 rotary_sin=sin, q=q, rotary_offsets=m.ints([n, 2]))
+            assert list(f64(after)) == [n + 1, 16 - n]
+            for b, position in enumerate([2 * n, 17 - n]):
+                assert np.array_equal(bits(v[b, used[b]]), bits(v_new[b, 0]))
+                assert close(f64(k[b, used[b]]), rotate64(k_new[b, 0], cos, sin, 0, position, False), "float32")
+                assert close(f64(out[b, 0]), rotate64(q[b, 0], cos, sin, 0, position, False), "float32")
+        if kind != "cuda":
+            with pytest.raises(ValueError, match="seqused_kv"):
+                attn.kv_append(k, v, k_new, v_new, seqused_kv=m.ints([16, 0]), seqused_kv_out=after, rotary_cos=cos,
+                               rotary_sin=sin, q=q, rotary_offsets=m.ints([0, 0]))
+
+
 def test_append_latent_cache(device):
     """MLA: one 576-wide row per token, its last 64 columns turned."""
     m = Maker(kinds(device)[-1])
