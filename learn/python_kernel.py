@@ -2,7 +2,8 @@
 
 SCRIPT defines attention(q, k, v, **options) on float32 NumPy arrays [batch, seq, heads, dim], options causal, top_left,
 scale; it returns out, or (out, lse [batch, heads, q_len]). With PER_HEAD = True it is called for each head as
-attention(q, k, v, causal) on [seq, dim] arrays, with HEADS_FIRST = True for each sequence on torch tensors [heads, seq, dim]. An LSE that the function doesn't return is filled in here.
+attention(q, k, v, causal) on [seq, dim] arrays, with HEADS_FIRST = True for each sequence on torch tensors [heads, seq,
+dim]. An LSE that the function doesn't return is filled in here.
 """
 import importlib.util
 import mmap
