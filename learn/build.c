@@ -231,6 +231,7 @@ int learn_execute(const learn_lesson *lesson, const char *given, learn_where whe
 int learn_doctor(void) {
     static const struct { const char *program, *use, *package; } tools[] = {
         { "cc", "C lessons and the translator", "gcc" }, { "g++", "the simulator", "g++" },
+        { "bash", "the simulator's build script", "bash" },
         { "addr2line", "file and line in the simulator's reports", "binutils" },
         { "python3", "NumPy and Triton lessons (optional)", "python3" },
         { "nvcc", "lessons on a GPU (optional)", "the CUDA toolkit" },
@@ -240,7 +241,7 @@ int learn_doctor(void) {
         const int have = have_program(tools[i].program);
         printf("%-4s %-10s %s%s%s\n", have ? "ok" : "--", tools[i].program, tools[i].use, have ? "" : "; install ",
                have ? "" : tools[i].package);
-        missing += !have && i < 3;
+        missing += !have && i < 4;
     }
     printf("%-4s %-10s %s\n", have_gpu() ? "ok" : "--", "GPU", have_gpu() ? "lessons run on it by default" :
            "none: lessons run under the simulator, nothing is missing for that");
