@@ -17,6 +17,9 @@ function(attn_find_nvcc)
             ${probe} RESULT_VARIABLE failed OUTPUT_VARIABLE log ERROR_VARIABLE log)
         if(NOT failed)
             set(ATTN_NVCC_WORKS ${ATTN_NVCC} CACHE INTERNAL "the nvcc that compiled a probe")
+            execute_process(COMMAND ${ATTN_NVCC} --version OUTPUT_VARIABLE version)
+            string(REGEX MATCH "release ([0-9]+)" version "${version}")
+            set(ATTN_NVCC_MAJOR ${CMAKE_MATCH_1} CACHE INTERNAL "its major version")
         elseif(ATTN_CUDA STREQUAL "ON")
             message(FATAL_ERROR "ATTN_CUDA=ON: ${ATTN_NVCC} doesn't compile (12.0 or later is needed)\n${log}")
         endif()
@@ -36,6 +39,10 @@ function(attn_add_cuda_images target)
     set(work ${CMAKE_CURRENT_BINARY_DIR}/cuda)
     set(exceptions ${CMAKE_CURRENT_SOURCE_DIR}/src/cuda/spills.txt)
     set(script ${CMAKE_CURRENT_SOURCE_DIR}/cmake/compile_cuda.cmake)
+    set(small OFF)
+    if(ATTN_NVCC_MAJOR GREATER_EQUAL 13)
+        set(small ON)
+    endif()
     set(sm80 "-gencode=arch=compute_80,code=sm_80|-gencode=arch=compute_90,code=sm_90|-gencode=arch=compute_80,code=compute_80")
     foreach(source ${ARGN})
         get_filename_component(stem ${source} NAME_WE)
@@ -47,7 +54,7 @@ function(attn_add_cuda_images target)
         add_custom_command(OUTPUT ${fatbin}
             COMMAND ${CMAKE_COMMAND} -DNVCC=${ATTN_NVCC} -DSOURCE=${source} -DFATBIN=${fatbin} -DARCHS=${archs}
                 -DINCLUDE=${CMAKE_CURRENT_SOURCE_DIR}/include -DEXCEPTIONS=${exceptions}
-                -DLINE_INFO=$<CONFIG:Debug,RelWithDebInfo> -P ${script}
+                -DLINE_INFO=$<CONFIG:Debug,RelWithDebInfo> -DSMALL=${small} -P ${script}
             DEPENDS ${source} ${exceptions} ${script} DEPFILE ${fatbin}.d VERBATIM
             COMMENT "nvcc ${stem}.cu")
         set(ATTN_STEM ${stem})
