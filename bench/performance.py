@@ -10,6 +10,7 @@ import argparse
 import json
 import math
 import pathlib
+import re
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -66,17 +67,49 @@ def source(path, data):
             f"alternating rounds of one process, medians; `{path.relative_to(ROOT)}`, commit {data['commit']}")
 
 
+def suites(path):
+    """Rows of the decode and MLA suites, out of the text beside the JSON file."""
+    text = path.with_suffix(".txt").read_text()
+    gqa = re.findall(r"^(GQA .+?|  paged .+?) {2,}([\d.]+ us) +([\d.]+) GB/s +([\d.]+) % +(?:cuDNN (\S+ \S+) +([\d.]+)|- +-)", text, re.M)
+    mla = re.findall(r"^(h\d+ b\d+ .+?) {2,}([\d.]+ us) +([\d.]+) TFLOP/s +([\d.]+) GB/s .*? peer +[\d.]+ +x([\d.]+)", text, re.M)
+    return gqa, mla
+
+
+def decoding(path):
+    (gqa, mla), out = suites(path), ""
+    if gqa:
+        out += ("\n\n## Decoding: one query a sequence\n\n`attn bench --backend cuda --suite decode`; the peer's figure is an earlier "
+                "measurement on such a card.\n\n| | time | K, V read | of the card's read rate | cuDNN | ratio |\n|---|---|---|---|---|---|\n")
+        out += "\n".join(f"| {name.strip()} | {time} | {rate} GB/s | {share} % | {peer or '–'} | {ratio or '–'} |"
+                         for name, time, rate, share, peer, ratio in gqa)
+    if mla:
+        out += ("\n\n## MLA: 576-wide keys, values their first 512 columns, pages of 64\n\n`attn bench --backend cuda --suite mla`; the "
+                "ratio is to FlashMLA's figures from an earlier measurement on such a card, merge included, schedule not, on both sides."
+                "\n\n| | time | TFLOP/s | GB/s | ratio |\n|---|---|---|---|---|\n")
+        out += "\n".join(f"| {name.strip()} | {time} | {tflops} | {rate} | {ratio} |" for name, time, tflops, rate, ratio in mla)
+    return out
+
+
 def readme(path, results):
+    gqa, mla = suites(path)
+    also = ""
+    if gqa and mla:
+        shares = [float(row[3]) for row in gqa if " b1 8k" not in row[0] and row[0].startswith("GQA")]
+        two = [row for row in mla if row[0].endswith("q2")]
+        also = (f" Decoding with one query a sequence reads long caches at {min(shares):.0f} to {max(shares):.0f} % of the card's "
+                f"read rate; MLA with 128 heads and two queries runs at {min(float(r[2]) for r in two):.0f} to "
+                f"{max(float(r[2]) for r in two):.0f} TFLOP/s, {min(float(r[4]) for r in two):.2f} to "
+                f"{max(float(r[4]) for r in two):.2f} × FlashMLA.")
     return (f"Forward, TFLOP/s by sequence length, and in brackets the ratio to cuDNN in the same run "
             f"({summary(results, OURS, CUDNN)}):\n\n{table(results, OURS, CUDNN)}\n\n"
-            f"{source(path, results.data)}. [More](docs/performance.md).")
+            f"{source(path, results.data)}.{also} [More](docs/performance.md).")
 
 
 def page(path, results):
     return (f"![Bars: TFLOP/s at 16k keys](performance.svg)\n\n## `flash_fwd_sm90` beside cuDNN\n\n"
             f"TFLOP/s (ratio to cuDNN): {summary(results, OURS, CUDNN)}.\n\n{table(results, OURS, CUDNN)}\n\n"
             f"## `flash_fwd_sm80` beside FlashAttention-2\n\nThe Ampere kernel on the same Hopper card; TFLOP/s (ratio to "
-            f"FlashAttention-2): {summary(results, AMPERE, FLASH)}.\n\n{table(results, AMPERE, FLASH)}\n\n"
+            f"FlashAttention-2): {summary(results, AMPERE, FLASH)}.\n\n{table(results, AMPERE, FLASH)}{decoding(path)}\n\n"
             f"{source(path, results.data)}.")
 
 
