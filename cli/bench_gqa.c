@@ -28,7 +28,7 @@ typedef struct decode_row {
 
 static const decode_row rows[] = {
     { "GQA 32/8 d128 b1 8k", MICROSECONDS, &peer_b1_8k_us, 24, 18, GQA32(1, 8192), 0 },
-    { "  paged 64, shuffled", MICROSECONDS, NULL, 0.97, 1.0, GQA32(1, 8192), 64 },
+    { "  paged 64, shuffled", BANDWIDTH, NULL, 0.97, 1.0, GQA32(1, 8192), 64 },
     { "GQA 32/8 d128 b1 128k", BANDWIDTH, &peer_b1_128k_gbs, 2800, 2950, GQA32(1, 131072), 0 },
     { "  paged 64, shuffled", BANDWIDTH, NULL, 0.97, 1.0, GQA32(1, 131072), 64 },
     { "GQA 32/8 d128 b16 8k", BANDWIDTH, &peer_b16_8k_gbs, 2850, 2950, GQA32(16, 8192), 0 },
@@ -50,7 +50,8 @@ typedef struct bench_cache {
     attn_plan   *plan;
     uint16_t    *numbers;               /* [PERIOD], on the host: element n of Q, K and V is numbers[n % PERIOD] */
     int32_t     *table;                 /* of pages, on the host */
-    void        *q, *k, *v, *o, *workspace, *device_table, *lengths;
+    void        *q, *k, *v, *o, *workspace, *device_table, *lengths, *schedule;
+    int          shared;                /* 1: runs take `schedule`, as all layers of a step but the first do */
     int64_t      kv_bytes;              /* of K, of one set */
     int          sets;
 } bench_cache;
@@ -130,11 +131,29 @@ static int make_table(bench_cache *c) {
 }
 
 static void free_cache(bench_cache *c) {
-    void *const device[] = { c->q, c->k, c->v, c->o, c->workspace, c->device_table, c->lengths };
+    void *const device[] = { c->q, c->k, c->v, c->o, c->workspace, c->device_table, c->lengths, c->schedule };
     for (size_t i = 0; i < sizeof device / sizeof *device; i++) c->memory->free(c->memory->context, device[i]);
     attn_plan_destroy(c->plan);
     free(c->numbers);
     free(c->table);
+}
+
+static attn_tensors tensors_of(const bench_cache *c, int set) {
+    attn_tensors t = ATTN_TENSORS_INIT;
+    t.q = c->q, t.o = c->o;
+    t.k = (const char *)c->k + set * c->kv_bytes, t.v = (const char *)c->v + set * c->kv_bytes;
+    t.block_table = c->device_table, t.seqused_kv = c->lengths;
+    t.schedule = c->shared ? c->schedule : NULL;
+    return t;
+}
+
+static int make_schedule(bench_cache *c) {
+    const size_t bytes = attn_plan_schedule_size(c->plan);
+    if (!bytes) return 0;
+    const attn_tensors t = tensors_of(c, 0);
+    c->schedule = alloc(c, (int64_t)bytes);
+    c->shared = 1;
+    return !c->schedule || attn_plan_schedule(c->plan, &t, c->schedule, NULL) != ATTN_OK;
 }
 
 /* 0, or nonzero with the reason in `why`. */
@@ -155,14 +174,11 @@ static int make_cache(bench_cache *c, const decode_row *r, const attn_options *o
     c->workspace = alloc(c, (int64_t)attn_plan_workspace(c->plan));
     return !c->q || !c->o || !c->k || !c->v || !c->workspace || make_numbers(c) || make_table(c) ||
            upload_numbers(c, c->q, q_bytes) || upload_numbers(c, c->k, c->sets * c->kv_bytes) ||
-           upload_numbers(c, c->v, c->sets * c->kv_bytes);
+           upload_numbers(c, c->v, c->sets * c->kv_bytes) || make_schedule(c);
 }
 
 static attn_status run_set(const bench_cache *c, int set, void *stream) {
-    attn_tensors t = ATTN_TENSORS_INIT;
-    t.q = c->q, t.o = c->o;
-    t.k = (const char *)c->k + set * c->kv_bytes, t.v = (const char *)c->v + set * c->kv_bytes;
-    t.block_table = c->device_table, t.seqused_kv = c->lengths;
+    const attn_tensors t = tensors_of(c, set);
     return attn_run(c->plan, &t, c->workspace, stream);
 }
 
@@ -260,7 +276,9 @@ static int measure(const bench_cache *c, check_gpu *gpu, check_gpu_meter *meter,
     (void)check_gpu_time(gpu, launch, &x, 1, 0);
     for (int i = 0; i < SAMPLES; i++) {
         best[i] = check_gpu_time(gpu, launch, &x, 1, 0) / (double)runs;
-        reads[i] = meter ? check_gpu_meter_amount(meter) * 8 / check_gpu_time(gpu, check_gpu_meter_run, meter, 8, 0) : 0;
+        reads[i] = 0;
+        if (meter)
+            reads[i] = check_gpu_meter_amount(meter) * 8 / check_gpu_time(gpu, check_gpu_meter_run, meter, 8, 0);
     }
     (void)x.driver->GraphExecDestroy(x.graph);
     (void)x.driver->GraphDestroy(graph);
@@ -272,32 +290,39 @@ static int measure(const bench_cache *c, check_gpu *gpu, check_gpu_meter *meter,
 
 /* ---- the table ---- */
 
-/* previous: seconds of the row before. */
-static void print_row(const decode_row *r, const bench_cache *c, double seconds, double read, double previous) {
+/* previous: seconds of the row before; alone: of a run that makes its own schedule, 0 = there is none to make. */
+static void print_row(const decode_row *r, const bench_cache *c, double seconds, double read, double previous,
+                      double alone) {
     const double bytes = 2 * (double)c->kv_bytes, rate = bytes / seconds * 1e-9, us = seconds * 1e6;
     const int relative = r->page_size && previous > 0, lower = r->metric == MICROSECONDS && !relative;
     const double figure = relative ? previous / seconds : lower ? us : rate;
-    const int goal = lower ? figure <= r->goal : figure >= r->goal, must = lower ? figure <= r->must : figure >= r->must;
-    char peer[64] = "-", ratio[24] = "-";
+    const int goal = lower ? figure <= r->goal : figure >= r->goal;
+    const int must = lower ? figure <= r->must : figure >= r->must;
+    char peer[64] = "-", ratio[24] = "-", own[64] = "";
+    if (alone > 0) snprintf(own, sizeof own, ", %.1f us with a schedule of its own", alone * 1e6);
     if (r->peer) {
         const double times = lower ? *r->peer / us : rate / *r->peer;
         snprintf(peer, sizeof peer, lower ? PEER " %.1f us" : PEER " %.0f GB/s", *r->peer);
         snprintf(ratio, sizeof ratio, "%.3f", times);
     }
-    bench_show("%-24s %9.1f us %8.0f GB/s %6.1f %%   %-16s %6s   %6.4g %6.4g %8.4g %-6s %s\n", r->name, us, rate,
+    bench_show("%-24s %9.1f us %8.0f GB/s %6.1f %%   %-16s %6s   %6.4g %6.4g %8.4g %-6s %s%s\n", r->name, us, rate,
                read > 0 ? 100 * rate * 1e9 / read : 0, peer, ratio, r->must, r->goal, figure,
-               goal ? "goal" : must ? "must" : "MISSED", attn_plan_kernel(c->plan));
+               goal ? "goal" : must ? "must" : "MISSED", attn_plan_kernel(c->plan), own);
 }
 
 static int run_row(const decode_row *r, const attn_options *options, const check_memory *memory, check_gpu *gpu,
                    check_gpu_meter *meter, double *previous) {
     char why[256];
-    double seconds = 0, read = 0;
+    double seconds = 0, read = 0, alone = 0, unused;
     bench_cache c = { .memory = memory };
     int bad = make_cache(&c, r, options, why, sizeof why) || !is_right(&c, why, sizeof why) ||
               measure(&c, gpu, meter, &seconds, &read, why, sizeof why);
+    if (!bad && c.shared) {
+        c.shared = 0;
+        bad = measure(&c, gpu, meter, &alone, &unused, why, sizeof why);
+    }
     if (bad) bench_show("%-24s %s\n", r->name, why);
-    else print_row(r, &c, seconds, read, *previous);
+    else print_row(r, &c, seconds, read, *previous, alone);
     *previous = bad ? 0 : seconds;
     free_cache(&c);
     return bad;

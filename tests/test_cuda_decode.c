@@ -1,5 +1,5 @@
-/* test_cuda_decode.c — decoding on a real device, beyond test_kernels.c: forced splits, all page sizes, block edges; and
- * bit for bit: paged = contiguous, strict = alone, a schedule made beforehand = one made in the run. */
+/* test_cuda_decode.c — decoding on a real device, beyond test_kernels.c: forced splits, all page sizes, block
+ * edges; and bit for bit: paged = contiguous, strict = alone, a schedule made beforehand = one made in the run. */
 #include "cuda_device.h"
 #include <math.h>
 
@@ -41,8 +41,8 @@ static void test_splits(void **state) {
     static const int64_t pages[] = { 0, 1, 2, 3, 16, 17, 64, 256 }, dims[] = { 64, 128, 128, 256, 192, 80, 96, 72 };
     int judged = 0;
     for (int n = 0; n < 24; n++) {
-        check_case c = { .problem = problem_of(n % 2 ? ATTN_BF16 : ATTN_F16, 5, 8, n % 3 ? 2 : 1, 1 + n % 4 * (n % 5), 577,
-                                               dims[n % 8]),
+        check_case c = { .problem = problem_of(n % 2 ? ATTN_BF16 : ATTN_F16, 5, 8, n % 3 ? 2 : 1,
+                                               1 + n % 4 * (n % 5), 577, dims[n % 8]),
                          .shape = "custom", .seed = (uint64_t)n, .layout = (check_layout)(n % 3),
                          .lengths = (check_lengths)(n % 3), .fill = (check_fill)(n % CHECK_FILLS) };
         c.problem.page_size = pages[(n + n / 8) % 8];
@@ -108,7 +108,8 @@ static void open_store(void) {
 
 static void close_store(void) {
     const check_memory memory = check_gpu_memory(gpu);
-    void *const all[] = { store.q, store.k, store.v, store.o, store.workspace, store.table, store.lengths, store.schedule };
+    void *const all[] = { store.q, store.k, store.v, store.o, store.workspace, store.table, store.lengths,
+                          store.schedule };
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) memory.free(memory.context, all[i]);
 }
 

@@ -276,6 +276,44 @@ static int big_sizes(void) {
     return 0;
 }
 
+/* A decoding step over a ragged cache: the schedule in the run or beforehand, and what is said when it can't be. */
+static int decoding(void) {
+    fake_cuda *fake = open_books();
+    attn_problem p = small_problem();
+    attn_plan *plan, *checked;
+    attn_options options = ATTN_OPTIONS_INIT;
+    char text[2048];
+    p.dtype = ATTN_BF16;
+    p.q_heads = 8, p.kv_heads = 2, p.q_len = 1, p.kv_len = 4096, p.qk_dim = 128;
+    p.has_seqused_kv = 1;
+    WANT(attn_plan_create(&plan, &p, NULL) == ATTN_OK && !strcmp(attn_plan_kernel(plan), "decode_fwd_sm80"));
+    unsigned char *memory = fake->memory[0] + 16384, *lengths = fake->memory[0] + 32768;
+    attn_tensors t = tensors_on(fake, 0);
+    t.seqused_kv = memset(lengths, 0, 8);
+    WANT(attn_plan_workspace(plan) > attn_plan_schedule_size(plan) && attn_plan_schedule_size(plan) > 0);
+    WANT(attn_run(plan, &t, memory, NULL) == ATTN_OK && fake->launches == 3);       /* schedule, main, merge */
+    WANT(attn_plan_schedule(plan, &t, lengths + 4, NULL) == ATTN_INVALID && message_has("aligned to 256"));
+    WANT(attn_plan_schedule(plan, NULL, lengths, NULL) == ATTN_INVALID && message_has("lengths = NULL"));
+    WANT(attn_plan_schedule(plan, &t, lengths + 256, NULL) == ATTN_OK && fake->launches == 4);
+    WANT(fake->launched.grid_x == 1 && balanced(fake, NULL, 0));
+    t.schedule = lengths + 256;
+    WANT(attn_run(plan, &t, memory, NULL) == ATTN_OK && fake->launches == 6);
+    options.checked = 1;                                /* what is in that memory is no schedule: nothing wrote it */
+    WANT(attn_plan_create(&checked, &p, &options) == ATTN_OK);
+    WANT(attn_run(checked, &t, memory, NULL) == ATTN_INVALID && message_has("is not what attn_plan_schedule writes"));
+    t.seqused_kv = NULL;
+    WANT(attn_plan_schedule(plan, &t, lengths + 256, NULL) == ATTN_INVALID && message_has("tensors.seqused_kv"));
+    attn_plan_destroy(checked);
+    attn_plan_destroy(plan);
+    p.has_seqused_kv = 0;                               /* lengths known when planning: nothing to make */
+    WANT(attn_plan_create(&plan, &p, NULL) == ATTN_OK && !attn_plan_schedule_size(plan));
+    WANT(attn_plan_schedule(plan, &t, NULL, NULL) == ATTN_OK);
+    attn_plan_destroy(plan);
+    p.q_len = 512;
+    WANT(attn_explain(&p, NULL, text, sizeof text) > 0 && strstr(text, "up to 16 queries a sequence"));
+    return 0;
+}
+
 /* ---- running a scenario in a child ---- */
 
 static int in_child(int (*scenario)(void)) {
@@ -300,6 +338,7 @@ SCENARIO(contexts_come_back)
 SCENARIO(bad_tensors)
 SCENARIO(checked_mode)
 SCENARIO(big_sizes)
+SCENARIO(decoding)
 
 static int nth;
 static cu_result nth_result;
@@ -353,6 +392,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_nth_call_fails), cmocka_unit_test(test_out_of_memory),
         cmocka_unit_test(test_launch_fails), cmocka_unit_test(test_contexts_come_back),
         cmocka_unit_test(test_bad_tensors), cmocka_unit_test(test_checked_mode), cmocka_unit_test(test_big_sizes),
+        cmocka_unit_test(test_decoding),
     };
     return cmocka_run_group_tests_name("cuda_host", tests, NULL, NULL);
 }

@@ -30,7 +30,7 @@ static void build(batch *x) {
         total += attn_decode_cost(&x->shape, x->blocks[b]) * x->shape.tiles;
     }
     x->start[x->shape.batch] = total;
-    x->line = (attn_decode_line){ x->start, x->blocks, 0, attn_decode_payload(&x->shape, total), total };
+    x->line = (attn_decode_line){ x->start, x->blocks, 0, attn_decode_payload(&x->shape, total), total, 0 };
     for (int32_t i = 0; i < x->shape.batch * x->shape.tiles; i++) {
         x->part_begin[i] = parts;
         parts += attn_decode_item_slots(&x->shape, &x->line, i / x->shape.tiles, i % x->shape.tiles);
@@ -165,7 +165,8 @@ static void test_even_line(void **state) {
 /* Blocks of a sequence: empty, edges, a window that begins within a block. */
 static void test_blocks(void **state) {
     const struct { int64_t low, high; int32_t blocks; } cases[] = {
-        { 0, 0, 1 }, { 0, 1, 1 }, { 0, 63, 1 }, { 0, 64, 1 }, { 0, 65, 2 }, { 63, 65, 2 }, { 64, 128, 1 }, { 70, 70, 1 },
+        { 0, 0, 1 }, { 0, 1, 1 }, { 0, 63, 1 }, { 0, 64, 1 }, { 0, 65, 2 }, { 63, 65, 2 }, { 64, 128, 1 },
+        { 70, 70, 1 },
         { 100, 200, 3 } };
     (void)state;
     for (size_t n = 0; n < sizeof cases / sizeof *cases; n++)

@@ -8,6 +8,9 @@
 
 /* A row's maximum is raised only when it has grown by more than 2^8, as in flash_fwd_sm80.cu. */
 static constexpr float max_growth = 8;
+static constexpr int KEYS = DECODE_FWD_SM80_KEYS;       /* of a warp's step */
+static constexpr int ITEMS = 3;         /* known at once: the one before, this one, the next */
+static constexpr int PASS_ROWS = DECODE_FWD_SM80_PASS_ROWS;
 static constexpr uint32_t hidden_pair = 0x80008000u;    /* -0 in P: not a probability, the row doesn't see the key */
 
 /* ---- an item, in shared memory ---- */
@@ -17,40 +20,49 @@ typedef struct decode_item {
     attn_decode_slots slots;
     const uint16_t *k, *v;      /* of key 0, or of page 0 */
     int valid_rows;             /* packed rows of the tile that exist */
-    int low_block, blocks;      /* the item's blocks of keys begin at block low_block of the sequence */
-    int first_block, end_block; /* those that a row of the tile sees */
     int high;                   /* no row of the tile sees keys from here on */
     int full_low, full_high;    /* keys that all its rows see */
+    int first_key;              /* of the item's block 0 */
+    /* what this worker does of it, in blocks */
+    int block, last, part, length;
+    int first_step, end_step;   /* those of block .. last - 1 that a row sees */
 } decode_item;
 
-PTX_INLINE void find_slots(decode_item &item, const decode_fwd_args &a, int index) {
-    if (a.schedule) item.slots = attn_decode_slots_of(&a.shape, a.schedule, index);
-    else item.slots = attn_decode_even_slots(&a.shape, &a.even, index);
-}
-
 /* What a block knows about item `index`; by one thread. */
-template <int BLOCK>
-PTX_INLINE void open_item(decode_item &item, const decode_fwd_args &a, int index, int tile_rows) {
-    const int b = index / a.shape.tiles, tile = index % a.shape.tiles;
+PTX_INLINE void open_item(decode_item &item, const decode_fwd_args &a, const attn_decode_work &work, int index,
+                          int tile_rows) {
     block_rows &rows = item.rows;
+    attn_decode_slots slots;                /* asked for first: memory answers while the rest is computed */
+    if (a.schedule) slots = attn_decode_slots_of(&a.shape, a.schedule, index);
+    else slots = attn_decode_even_slots(&a.shape, &a.even, index);
+    const int shift = a.block_shift, b = index / a.shape.tiles, tile = index - b * a.shape.tiles;
+    const int m = a.m_tiles == 1 ? 0 : tile % a.m_tiles;
     rows.s = attn_sequence_at(&a.p, &a.t, b);
-    rows.kv_head = tile / a.m_tiles;
-    rows.block_row = tile % a.m_tiles * tile_rows;
+    rows.kv_head = a.m_tiles == 1 ? tile : tile / a.m_tiles;
+    rows.block_row = m * tile_rows;
     rows.q_len = (int)rows.s.q_len, rows.kv_len = (int)rows.s.kv_len, rows.q_rows = (int)rows.s.q_rows;
     const int64_t right = a.p.causal ? 0 : a.p.window_right;
     rows.high_offset = right < 0 ? 1 << 30 : clamp_offset(rows.s.shift + right + 1);
     rows.low_offset = a.p.window_left < 0 ? -(1 << 30) : clamp_offset(rows.s.shift - a.p.window_left);
     item.valid_rows = min(max(rows.q_rows * a.group - rows.block_row, 0), tile_rows);
-    const attn_range span = attn_decode_span(&a.p, &rows.s);
-    item.low_block = (int)span.low / BLOCK;
-    item.blocks = a.schedule ? attn_decode_blocks(span, BLOCK) : a.even.blocks;
-    const int first = rows.block_row / a.group,
+    /* attn_decode_span in 32 bits */
+    const int span_low = rows.q_len > 0 ? min(row_low(rows, 0), rows.kv_len) : 0;
+    const int span_high = rows.q_len > 0 ? max(row_high(rows, rows.q_len - 1), span_low) : 0;
+    const int low_block = span_low >> shift;
+    int blocks = span_high > span_low ? (span_high - 1 >> shift) - low_block + 1 : 1;
+    if (!a.schedule) blocks = a.even.blocks;
+    const int first = m ? rows.block_row / a.group : 0,
               last = min((rows.block_row + tile_rows - 1) / a.group, rows.q_len - 1);
     const int low = row_low(rows, first);
     item.high = first <= last ? max(row_high(rows, last), 0) : 0;
     item.full_low = row_low(rows, last), item.full_high = row_high(rows, first);
-    item.first_block = low / BLOCK - item.low_block;
-    item.end_block = item.high > low ? (item.high - 1) / BLOCK + 1 - item.low_block : item.first_block;
+    item.first_key = low_block << shift;
+    item.block = index == work.first_item ? work.first_block : 0;
+    item.part = index == work.first_item ? work.first_part : 0;
+    item.last = index == work.last_item ? work.last_block : blocks;
+    item.length = attn_decode_split_blocks(&a.shape, blocks);
+    item.first_step = max(item.block, (low >> shift) - low_block);
+    item.end_step = item.high > low ? min(item.last, (item.high - 1 >> shift) + 1 - low_block) : item.first_step;
     const attn_stride ks = a.p.k_stride, vs = a.p.v_stride;
     item.k = (const uint16_t *)a.t.k + rows.kv_head * ks.head;
     item.v = (const uint16_t *)a.t.v + rows.kv_head * vs.head;
@@ -58,7 +70,7 @@ PTX_INLINE void open_item(decode_item &item, const decode_fwd_args &a, int index
         item.k += rows.s.kv_batch * ks.batch + rows.s.kv_first * ks.seq;
         item.v += rows.s.kv_batch * vs.batch + rows.s.kv_first * vs.seq;
     }
-    find_slots(item, a, index);
+    item.slots = slots;
 }
 
 /* ---- shared memory tiles: rows of DIM elements, 16-byte chunks permuted so that 8 rows of a column of chunks lie in
@@ -74,9 +86,13 @@ PTX_INLINE uint32_t fragment(uint32_t lane_smem, int pair) {
 
 /* ---- a warp's feed of K and V ---- */
 
+/* What a warp asks for next: it runs ahead of the sums, over the end of an item into the next one. */
 typedef struct feed {
     uint32_t ring_smem;         /* the warp's first stage */
+    int index, step, end;       /* item of the stretch, its next step, the end of its steps */
     int page;                   /* of the next step, looked up one step early */
+    int slot, asked;            /* stage that the next step goes to; steps asked for in all */
+    uint64_t policy;            /* of L2 */
 } feed;
 
 /* Element offset between page 0's first row and key j's, of K or of V. */
@@ -85,19 +101,23 @@ PTX_INLINE int64_t key_offset(const decode_fwd_args &a, const decode_item &item,
     const int page = item.rows.s.pages[index];
     return (page >= 0 && page < a.p.pages ? page : 0) * stride.batch + (j - index * page_size) * stride.seq;
 }
+/* Which page of the sequence key j is in; sizes that are powers of two have a shift. */
+PTX_INLINE uint32_t page_index(const decode_fwd_args &a, int j) {
+    return a.page_shift >= 0 ? (uint32_t)j >> a.page_shift : (uint32_t)j / (uint32_t)a.p.page_size;
+}
 PTX_INLINE int page_of_step(const decode_fwd_args &a, const decode_item &item, int key) {
     if (!item.rows.s.pages || a.by_row || key >= item.high) return 0;
-    const int page = item.rows.s.pages[(uint32_t)key / (uint32_t)a.p.page_size];
+    const int page = item.rows.s.pages[page_index(a, key)];
     return page >= 0 && page < a.p.pages ? page : 0;
 }
 
 /* KEYS rows from `key` on into a tile; rows from item.high and columns from `dim` on become zeros. */
-template <int DIM, int KEYS>
-PTX_INLINE void load_tile(const decode_fwd_args &a, const decode_item &item, uint32_t tile_smem,
-                          const uint16_t *from, attn_stride stride, int page, int key, int dim) {
+template <int DIM>
+PTX_INLINE void load_tile(const decode_fwd_args &a, const decode_item &item, const feed &f, uint32_t tile_smem,
+                          const uint16_t *from, attn_stride stride, int key, int dim) {
     const int chunks = DIM / 8, lane = recompute((int)threadIdx.x) % 32, valid = item.high - key;
     if (a.by_row) {
-#pragma unroll 4
+#pragma unroll 1
         for (int n = 0; n < KEYS * chunks / 32; n++) {
             const int i = n * 32 + lane, row = i / chunks, chunk = i % chunks, reads = row < valid && chunk * 8 < dim;
             copy_async_16(tile_smem + tile_offset<DIM>(row, chunk),
@@ -105,22 +125,55 @@ PTX_INLINE void load_tile(const decode_fwd_args &a, const decode_item &item, uin
         }
         return;
     }
-    from += item.rows.s.pages ? page * stride.batch + (uint32_t)key % (uint32_t)a.p.page_size * stride.seq
-                              : key * stride.seq;
-    if (32 % chunks == 0) {                 /* a lane keeps its column of chunks */
-        const int chunk = lane % chunks, first = lane / chunks, step = 32 / chunks;
+    from += item.rows.s.pages
+                ? f.page * stride.batch + (key - (int)page_index(a, key) * (int)a.p.page_size) * stride.seq
+                : key * stride.seq;
+    if (32 % chunks == 0 && __builtin_expect(valid >= KEYS, 1)) {   /* a lane keeps its column of chunks */
+        const int chunk = lane % chunks, first = lane / chunks, step = 32 / chunks, bytes = chunk * 8 < dim ? 16 : 0;
         const uint16_t *source = from + first * stride.seq + chunk * 8;
-#pragma unroll(DIM == 64 ? 8 : 4)
-        for (int n = 0; n < KEYS / step; n++, source += step * stride.seq)
-            copy_async_16(tile_smem + tile_offset<DIM>(first + n * step, chunk), source,
-                          first + n * step < valid && chunk * 8 < dim ? 16 : 0);
-    } else {
 #pragma unroll
+        for (int n = 0; n < KEYS / step; n++, source += step * stride.seq)
+            copy_async_16_policy(tile_smem + tile_offset<DIM>(first + n * step, chunk), source, bytes, f.policy);
+    } else {
+#pragma unroll 2
         for (int n = 0; n < KEYS * chunks / 32; n++) {
             const int i = n * 32 + lane, row = i / chunks, chunk = i % chunks;
-            copy_async_16(tile_smem + tile_offset<DIM>(row, chunk), from + row * stride.seq + chunk * 8,
-                          row < valid && chunk * 8 < dim ? 16 : 0);
+            copy_async_16_policy(tile_smem + tile_offset<DIM>(row, chunk), from + row * stride.seq + chunk * 8,
+                                 row < valid && chunk * 8 < dim ? 16 : 0, f.policy);
         }
+    }
+}
+
+/* Ask for the next step of the stretch, if there is one and its item is known (up to item `known`). */
+template <int DK, int DV>
+PTX_INLINE bool request(feed &f, const decode_fwd_args &a, const decode_item *items, int known, int warp_key) {
+    while (f.step >= f.end) {
+        if (f.index >= known) return false;
+        const decode_item &next = items[++f.index % ITEMS];
+        f.step = next.first_step, f.end = next.end_step;
+        f.page = page_of_step(a, next, next.first_key + (f.step << a.block_shift) + warp_key);
+    }
+    const decode_item &item = items[f.index % ITEMS];
+    const int key = item.first_key + (f.step << a.block_shift) + warp_key;
+    const uint32_t to_smem = f.ring_smem + (uint32_t)f.slot * (KEYS * (DK + DV) * 2);
+    load_tile<DK>(a, item, f, to_smem, item.k, a.p.k_stride, key, (int)a.p.qk_dim);
+    load_tile<DV>(a, item, f, to_smem + KEYS * DK * 2, item.v, a.p.v_stride, key, (int)a.p.v_dim);
+    f.page = page_of_step(a, item, key + (1 << a.block_shift));
+    copy_commit();
+    f.step++, f.asked++;
+    f.slot = f.slot + 1 == a.stages ? 0 : f.slot + 1;
+    return true;
+}
+
+/* Wait until at most `pending` of this thread's newest groups are under way. */
+PTX_INLINE void wait_for_step(int pending) {
+    switch (pending) {
+    case 0: copy_wait<0>(); break;
+    case 1: copy_wait<1>(); break;
+    case 2: copy_wait<2>(); break;
+    case 3: copy_wait<3>(); break;
+    case 4: copy_wait<4>(); break;
+    default: copy_wait<5>(); break;
     }
 }
 
@@ -152,7 +205,7 @@ PTX_INLINE float rich_score(const decode_fwd_args &a, const block_rows &rows, in
     return x == -INFINITY ? -FLT_MAX : x;   /* seen, with weight 0 */
 }
 
-template <int DTYPE, int ROWS, int KEYS, int RICH>
+template <int DTYPE, int ROWS, int RICH>
 PTX_INLINE void mask_scores(float (&s)[ROWS][KEYS / 8][4], const decode_fwd_args &a, const decode_item &item,
                             int key) {
     const int lane = recompute((int)threadIdx.x) % 32;
@@ -175,35 +228,45 @@ PTX_INLINE void mask_scores(float (&s)[ROWS][KEYS / 8][4], const decode_fwd_args
         }
 }
 
-/* s = Q K^T of one step. q: the fragments of Q in registers, or none: they come from q_smem. */
-template <int DTYPE, int DK, int ROWS, int KEYS, int IN_REGISTERS>
+/* s = Q K^T of one step. q: the fragments of Q in registers, or none: they come from q_smem. Fragments are requested
+ * four multiplications ahead, and two sums run side by side: a warp alone must not wait for each in turn. */
+template <int DTYPE, int DK, int ROWS, int IN_REGISTERS>
 PTX_INLINE void scores(float (&s)[ROWS][KEYS / 8][4], const uint32_t (&q)[IN_REGISTERS ? DK / 16 : 1][4],
                        uint32_t q_lane_smem, uint32_t k_lane_smem) {
+    const int AHEAD = ROWS == 1 && DK <= 128 ? 4 : 2, CHAINS = ROWS == 1 ? 2 : 1;
+    float sum[CHAINS][ROWS][2][4];
+#pragma unroll
+    for (int c = 0; c < CHAINS; c++)
+#pragma unroll
+        for (int r = 0; r < ROWS; r++)
+#pragma unroll
+            for (int n = 0; n < 2; n++) sum[c][r][n][0] = sum[c][r][n][1] = sum[c][r][n][2] = sum[c][r][n][3] = 0;
+#pragma unroll
+    for (int first = 0; first < DK / 16; first += AHEAD) {
+        uint32_t b[AHEAD][4], left[AHEAD][ROWS][4];
+#pragma unroll
+        for (int d = 0; d < AHEAD; d++) {
+            load_matrix_x4(b[d], fragment(k_lane_smem, first + d));
+#pragma unroll
+            for (int r = 0; r < ROWS; r++)
+                if (!IN_REGISTERS) load_matrix_x4(left[d][r], fragment(q_lane_smem, first + d) + r * 16 * DK * 2);
+        }
+#pragma unroll
+        for (int d = 0; d < AHEAD; d++)
+#pragma unroll
+            for (int r = 0; r < ROWS; r++) {
+                const uint32_t *rows = IN_REGISTERS ? q[IN_REGISTERS ? first + d : 0] : left[d][r];
+                mma_16x8x16<DTYPE>(sum[d % CHAINS][r][0], rows, b[d][0], b[d][1]);
+                mma_16x8x16<DTYPE>(sum[d % CHAINS][r][1], rows, b[d][2], b[d][3]);
+            }
+    }
 #pragma unroll
     for (int r = 0; r < ROWS; r++)
 #pragma unroll
-        for (int n = 0; n < KEYS / 8; n++) s[r][n][0] = s[r][n][1] = s[r][n][2] = s[r][n][3] = 0;
+        for (int n = 0; n < 2; n++)
 #pragma unroll
-    for (int d = 0; d < DK / 16; d++) {
-        uint32_t left[ROWS][4];
-#pragma unroll
-        for (int r = 0; r < ROWS; r++) {
-            if (!IN_REGISTERS) load_matrix_x4(left[r], fragment(q_lane_smem, d) + r * 16 * DK * 2);
-            else
-#pragma unroll
-                for (int e = 0; e < 4; e++) left[r][e] = q[d][e];
-        }
-#pragma unroll
-        for (int n = 0; n < KEYS / 16; n++) {
-            uint32_t b[4];
-            load_matrix_x4(b, fragment(k_lane_smem, d) + n * 16 * DK * 2);
-#pragma unroll
-            for (int r = 0; r < ROWS; r++) {
-                mma_16x8x16<DTYPE>(s[r][2 * n], left[r], b[0], b[1]);
-                mma_16x8x16<DTYPE>(s[r][2 * n + 1], left[r], b[2], b[3]);
-            }
-        }
-    }
+            for (int e = 0; e < 4; e++)
+                s[r][n][e] = CHAINS == 1 ? sum[0][r][n][e] : sum[0][r][n][e] + sum[CHAINS - 1][r][n][e];
 }
 
 /* ---- sums ---- */
@@ -221,7 +284,7 @@ template <int ROWS, int DV> PTX_INLINE void clear_sums(row_sums<ROWS, DV> &x) {
 }
 
 /* Raise m where a row's maximum grew by more than max_growth, and rescale what was summed with the old one. */
-template <int ROWS, int DV, int KEYS>
+template <int ROWS, int DV>
 PTX_INLINE void raise_maxima(row_sums<ROWS, DV> &x, const float (&s)[ROWS][KEYS / 8][4], float scale) {
     float top[ROWS][2];
     int grown = 0;
@@ -252,7 +315,7 @@ PTX_INLINE void raise_maxima(row_sums<ROWS, DV> &x, const float (&s)[ROWS][KEYS 
 }
 
 /* p = exp2(s * scale - m) of 16 keys, narrowed: the left factor of P V. l += p. hidden: mark what isn't seen. */
-template <int DTYPE, int ROWS, int DV, int KEYS>
+template <int DTYPE, int ROWS, int DV>
 PTX_INLINE void probabilities(uint32_t (&p)[ROWS][4], row_sums<ROWS, DV> &x, const float (&s)[ROWS][KEYS / 8][4],
                               int step, float scale) {
 #pragma unroll
@@ -270,13 +333,13 @@ PTX_INLINE void probabilities(uint32_t (&p)[ROWS][4], row_sums<ROWS, DV> &x, con
 }
 
 /* o += P V of one step. */
-template <int DTYPE, int DV, int ROWS, int KEYS>
+template <int DTYPE, int DV, int ROWS>
 PTX_INLINE void accumulate(row_sums<ROWS, DV> &x, const float (&s)[ROWS][KEYS / 8][4], float scale,
                            uint32_t v_lane_smem) {
 #pragma unroll
     for (int step = 0; step < KEYS / 16; step++) {
         uint32_t p[ROWS][4];
-        probabilities<DTYPE, ROWS, DV, KEYS>(p, x, s, step, scale);
+        probabilities<DTYPE, ROWS, DV>(p, x, s, step, scale);
 #pragma unroll
         for (int d = 0; d < DV / 16; d++) {
             uint32_t b[4];
@@ -292,7 +355,7 @@ PTX_INLINE void accumulate(row_sums<ROWS, DV> &x, const float (&s)[ROWS][KEYS / 
 
 /* ---- NaN and infinity in V under keys that only some rows see: 0 * NaN must not reach the others ---- */
 
-template <int DTYPE, int DV, int KEYS> PTX_INLINE int has_nonfinite(uint32_t v_smem) {
+template <int DTYPE, int DV> PTX_INLINE int has_nonfinite(uint32_t v_smem) {
     const uint32_t exponent = DTYPE == PTX_BF16 ? 0x7f80u : 0x7c00u;
     int found = 0;
 #pragma unroll 1
@@ -308,7 +371,7 @@ template <int DTYPE, int DV, int KEYS> PTX_INLINE int has_nonfinite(uint32_t v_s
 
 /* The same sums key by key, each row only over what it sees. P goes through the step's K tile, which is done with:
  * [row][key], 16 bits each; -0 = hidden. */
-template <int DTYPE, int DV, int ROWS, int KEYS>
+template <int DTYPE, int DV, int ROWS>
 PTX_INLINE void accumulate_seen(row_sums<ROWS, DV> &x, const float (&s)[ROWS][KEYS / 8][4], float scale,
                                 uint32_t p_smem, uint32_t v_smem) {
     const int lane = (int)threadIdx.x % 32;
@@ -316,7 +379,7 @@ PTX_INLINE void accumulate_seen(row_sums<ROWS, DV> &x, const float (&s)[ROWS][KE
 #pragma unroll
     for (int step = 0; step < KEYS / 16; step++) {
         uint32_t p[ROWS][4];
-        probabilities<DTYPE, ROWS, DV, KEYS>(p, x, s, step, scale);
+        probabilities<DTYPE, ROWS, DV>(p, x, s, step, scale);
 #pragma unroll
         for (int r = 0; r < ROWS; r++)
 #pragma unroll
@@ -350,30 +413,25 @@ PTX_INLINE void accumulate_seen(row_sums<ROWS, DV> &x, const float (&s)[ROWS][KE
             }
 }
 
-/* ---- the end of a part: the warps' sums become one, written to O or to the workspace ---- */
+/* ---- the end of a part: the warps' sums become one, written to O or to the workspace, PASS_ROWS rows at a time.
+ * The rings are left alone: they are being filled for what comes next ---- */
 
-/* Float offset in a warp's [rows][DV] sums: groups of 8 columns permuted as above. */
+/* Float offset in a warp's [PASS_ROWS][DV] sums: groups of 8 columns permuted so that 4 rows lie in different banks. */
 template <int DV> PTX_INLINE int sum_offset(int row, int column) {
-    return row * DV + ((column / 8 ^ (row & 7)) * 8 + column % 8);
+    return row * DV + ((column / 8 ^ (row & 3)) * 8 + column % 8);
 }
 
+/* Packed row 16 r + 8 half + 4 quarter + n, n < 4, is lane / 4 = 4 quarter + n of this half. */
 template <int ROWS, int DV>
-PTX_INLINE void hand_over(row_sums<ROWS, DV> &x, float *sums, float2 *stats, int valid_rows) {
-    const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
+PTX_INLINE void hand_over(const row_sums<ROWS, DV> &x, int r, int half, int quarter, float *sums, float2 *stats) {
+    const int lane = (int)threadIdx.x % 32, row = lane / 4;
+    const float l = quad_sum(x.l[r][half]);
+    if (row / PASS_ROWS != quarter) return;
+    if (lane % 4 == 0) stats[row % PASS_ROWS] = make_float2(x.m[r][half], l);
 #pragma unroll
-    for (int r = 0; r < ROWS; r++)
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            const int row = 16 * r + 8 * half + lane / 4;
-            const float l = quad_sum(x.l[r][half]);
-            if (row >= valid_rows) continue;
-            if (lane % 4 == 0) stats[warp * ROWS * 16 + row] = make_float2(x.m[r][half], l);
-            float *to = sums + warp * ROWS * 16 * DV;
-#pragma unroll
-            for (int n = 0; n < DV / 8; n++)
-                *(float2 *)(to + sum_offset<DV>(row, 8 * n + 2 * (lane % 4))) =
-                    make_float2(x.o[r][n][2 * half], x.o[r][n][2 * half + 1]);
-        }
+    for (int n = 0; n < DV / 8; n++)
+        *(float2 *)(sums + sum_offset<DV>(row % PASS_ROWS, 8 * n + 2 * (lane % 4))) =
+            make_float2(x.o[r][n][2 * half], x.o[r][n][2 * half + 1]);
 }
 
 template <int DTYPE> PTX_INLINE void store_o(const decode_fwd_args &a, int64_t at, int column, float4 x) {
@@ -384,23 +442,23 @@ template <int DTYPE> PTX_INLINE void store_o(const decode_fwd_args &a, int64_t a
             make_uint2(pack_halves<DTYPE>(x.x, x.y), pack_halves<DTYPE>(x.z, x.w));
 }
 
-/* slot < 0: straight to O and LSE. */
-template <int DTYPE, int ROWS, int DV, int WARPS>
-PTX_INLINE void write_part(const decode_fwd_args &a, const decode_item &item, const float *sums, const float2 *stats,
-                           int slot) {
+/* Rows first .. first + PASS_ROWS - 1 of the tile. slot < 0: straight to O and LSE. */
+template <int DTYPE, int ROWS, int DV>
+PTX_INLINE void write_rows(const decode_fwd_args &a, const decode_item &item, int first, const float *sums,
+                           const float2 *stats, int slot) {
+    const int warps = (int)blockDim.x / 32, count = min(item.valid_rows - first, PASS_ROWS);
 #pragma unroll 1
-    for (int n = (int)threadIdx.x; n < item.valid_rows * (DV / 4); n += WARPS * 32) {
-        const int row = n / (DV / 4), column = n % (DV / 4) * 4, packed = item.rows.block_row + row;
+    for (int n = (int)threadIdx.x; n < count * (DV / 4); n += (int)blockDim.x) {
+        const int r = n / (DV / 4), column = n % (DV / 4) * 4, packed = item.rows.block_row + first + r;
         const int i = query_of(a, packed);
         float m = -FLT_MAX, l = 0;
         float4 o = make_float4(0, 0, 0, 0);
-#pragma unroll
-        for (int w = 0; w < WARPS; w++) m = fmaxf(m, stats[w * ROWS * 16 + row].x);
-#pragma unroll
-        for (int w = 0; w < WARPS; w++) {
-            const float2 stat = stats[w * ROWS * 16 + row];
+        for (int w = 0; w < warps; w++) m = fmaxf(m, stats[w * PASS_ROWS + r].x);
+#pragma unroll 4
+        for (int w = 0; w < warps; w++) {
+            const float2 stat = stats[w * PASS_ROWS + r];
             const float factor = exp2_approx(stat.x - m);
-            const float4 x = *(const float4 *)(sums + w * ROWS * 16 * DV + sum_offset<DV>(row, column));
+            const float4 x = *(const float4 *)(sums + w * PASS_ROWS * DV + sum_offset<DV>(r, column));
             l = fmaf(stat.y, factor, l);
             o.x = fmaf(x.x, factor, o.x), o.y = fmaf(x.y, factor, o.y);
             o.z = fmaf(x.z, factor, o.z), o.w = fmaf(x.w, factor, o.w);
@@ -413,7 +471,7 @@ PTX_INLINE void write_part(const decode_fwd_args &a, const decode_item &item, co
         o.z = empty ? 0 : o.z * inverse, o.w = empty ? 0 : o.w * inverse;
         const float lse = empty ? -INFINITY : m + log2f(l);
         if (slot >= 0) {
-            const int64_t at = (int64_t)slot * ROWS * 16 + row;
+            const int64_t at = (int64_t)slot * ROWS * 16 + first + r;
             if (column < a.o_stride) *(float4 *)(a.o_parts + at * a.o_stride + column) = o;
             if (column == 0) a.lse_parts[at] = lse;
         } else {
@@ -423,28 +481,53 @@ PTX_INLINE void write_part(const decode_fwd_args &a, const decode_item &item, co
     }
 }
 
+/* All warps call it; after it the sums have been read. slot -2: nothing is written. */
+template <int DTYPE, int ROWS, int DV>
+PTX_INLINE void finish_part(const row_sums<ROWS, DV> &x, const decode_fwd_args &a, const decode_item &item, float *sums,
+                            float2 *stats, int slot) {
+    const int warp = (int)threadIdx.x / 32;
+    int pass = 0;
+#pragma unroll 1
+    do {
+#pragma unroll
+        for (int n = 0; n < ROWS * 16 / PASS_ROWS; n++)     /* registers are named at compile time */
+            if (n == pass)
+                hand_over(x, n / 4, n / 2 % 2, n % 2, sums + warp * PASS_ROWS * DV, stats + warp * PASS_ROWS);
+        block_barrier();
+        if (slot > -2) write_rows<DTYPE, ROWS, DV>(a, item, pass * PASS_ROWS, sums, stats, slot);
+        block_barrier();
+    } while (++pass * PASS_ROWS < item.valid_rows);
+}
+
 /* ---- the kernel ---- */
 
-/* Q of an item: packed rows, zeros where there is none. */
-template <int DK, int ROWS, int THREADS>
-PTX_INLINE void load_q(const decode_fwd_args &a, const decode_item &item, uint32_t q_smem) {
+/* Q of an item, 16-byte chunks of packed rows: chunk n of the tile; zeros where there is none. */
+template <int DK> PTX_INLINE uint4 fetch_q(const decode_fwd_args &a, const decode_item &item, int n) {
+    const int row = n / (DK / 8), chunk = n % (DK / 8), packed = item.rows.block_row + row, i = query_of(a, packed);
+    if (i >= item.rows.q_len || chunk * 8 >= a.p.qk_dim) return make_uint4(0, 0, 0, 0);
+    return *(const uint4 *)((const uint16_t *)a.t.q + chunk * 8 +
+                            attn_q_offset(&item.rows.s, a.p.q_stride, i, head_of(a, item.rows, packed)));
+}
+template <int DK> PTX_INLINE void put_q(uint32_t q_smem, int n, uint4 x) {
+    const uint32_t words[4] = { x.x, x.y, x.z, x.w };
+    store_smem_16(q_smem + tile_offset<DK>(n / (DK / 8), n % (DK / 8)), words);
+}
+/* Chunks from the first-th of each thread on. */
+template <int DK, int ROWS>
+PTX_INLINE void load_q(const decode_fwd_args &a, const decode_item &item, uint32_t q_smem, int first) {
 #pragma unroll 1
-    for (int n = (int)threadIdx.x; n < ROWS * 16 * (DK / 8); n += THREADS) {
-        const int row = n / (DK / 8), chunk = n % (DK / 8), packed = item.rows.block_row + row;
-        const int i = query_of(a, packed), reads = i < item.rows.q_len && chunk * 8 < a.p.qk_dim;
-        const int64_t at = reads ? attn_q_offset(&item.rows.s, a.p.q_stride, i, head_of(a, item.rows, packed)) : 0;
-        copy_async_16(q_smem + tile_offset<DK>(row, chunk), (const uint16_t *)a.t.q + at + (reads ? chunk * 8 : 0),
-                      reads ? 16 : 0);
-    }
+    for (int n = (int)threadIdx.x + first * (int)blockDim.x; n < ROWS * 16 * (DK / 8); n += (int)blockDim.x)
+        put_q<DK>(q_smem, n, fetch_q<DK>(a, item, n));
 }
 
 /* A schedule for another shape: NaN everywhere rather than something that looks right. */
-template <int THREADS> PTX_INLINE void write_nan(const decode_fwd_args &a) {
+PTX_INLINE void write_nan(const decode_fwd_args &a) {
     const float nan = __int_as_float(0x7fffffff);
     for (int64_t b = 0; b < a.p.batch; b++) {
         const attn_sequence s = attn_sequence_at(&a.p, &a.t, b);
         const int64_t count = s.q_rows * a.p.q_heads * a.p.v_dim;
-        for (int64_t n = (int64_t)blockIdx.x * THREADS + threadIdx.x; n < count; n += (int64_t)gridDim.x * THREADS) {
+        for (int64_t n = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; n < count;
+             n += (int64_t)gridDim.x * blockDim.x) {
             const int64_t i = n / (a.p.q_heads * a.p.v_dim), h = n / a.p.v_dim % a.p.q_heads, d = n % a.p.v_dim;
             const int64_t to = attn_q_offset(&s, a.p.o_stride, i, h) + d;
             if (a.p.o_dtype == ATTN_F32) ((float *)a.t.o)[to] = nan;
@@ -454,129 +537,124 @@ template <int THREADS> PTX_INLINE void write_nan(const decode_fwd_args &a) {
     }
 }
 
-template <int DTYPE, int DK, int DV, int ROWS, int WARPS, int KEYS, int STAGES, int RICH>
-PTX_INLINE void decode_fwd(const decode_fwd_args &a) {
+/* One step of a warp: 16 keys meet the tile's rows. */
+template <int DTYPE, int DK, int DV, int ROWS, int IN_REGISTERS, int RICH>
+PTX_INLINE void one_step(row_sums<ROWS, DV> &x, const uint32_t (&q)[IN_REGISTERS ? DK / 16 : 1][4],
+                         uint32_t q_lane_smem, uint32_t k_smem, const decode_fwd_args &a, const decode_item &item,
+                         int key) {
+    const int lane = recompute((int)threadIdx.x) % 32;
+    const uint32_t v_smem = k_smem + KEYS * DK * 2;
+    float s[ROWS][KEYS / 8][4];
+    scores<DTYPE, DK, ROWS, IN_REGISTERS>(s, q, q_lane_smem,
+                                          k_smem + tile_offset<DK>(lane % 8 + lane / 16 * 8, lane / 8 % 2));
+    const bool partial = key < item.full_low || key + KEYS > item.full_high;
+    bool careful = false;
+    if (RICH || __builtin_expect(partial, 0)) {
+        mask_scores<DTYPE, ROWS, RICH>(s, a, item, key);
+        const bool hides = key < item.full_low || min(key + KEYS, item.high) > item.full_high ||
+                           (RICH && (a.p.has_mask || a.p.bias_dtype));
+        careful = hides && has_nonfinite<DTYPE, DV>(v_smem);
+    }
+    raise_maxima<ROWS, DV>(x, s, a.scale_log2);
+    if (__builtin_expect(careful, 0)) accumulate_seen<DTYPE, DV, ROWS>(x, s, a.scale_log2, k_smem, v_smem);
+    else accumulate<DTYPE, DV, ROWS>(x, s, a.scale_log2, v_smem + tile_offset<DV>(lane % 16, lane / 16));
+}
+
+template <int DTYPE, int DK, int DV, int ROWS, int RICH> PTX_INLINE void decode_fwd(const decode_fwd_args &a) {
     extern __shared__ __align__(1024) unsigned char smem[];
-    __shared__ decode_item item;
-    __shared__ float2 stats[WARPS * ROWS * 16];
-    const int THREADS = WARPS * 32, BLOCK = WARPS * KEYS, TILE_ROWS = ROWS * 16;
-    const int IN_REGISTERS = ROWS == 1 && DK <= 64;
-    const uint32_t k_bytes = KEYS * DK * 2, stage_bytes = KEYS * (DK + DV) * 2;
-    const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
-    const uint32_t q_smem = smem_address(smem), all_rings = q_smem + TILE_ROWS * DK * 2;
-    const uint32_t ring_smem = all_rings + (uint32_t)warp * STAGES * stage_bytes;
-    const uint32_t q_lane_smem = q_smem + tile_offset<DK>(lane % 16, lane / 16);
-    const uint32_t k_lane = tile_offset<DK>(lane % 8 + lane / 16 * 8, lane / 8 % 2);
-    const uint32_t v_lane = tile_offset<DV>(lane % 16, lane / 16);
+    __shared__ decode_item items[ITEMS];
+    __shared__ float2 stats[DECODE_FWD_SM80_WARPS_MOST * PASS_ROWS];
+    const int TILE_ROWS = ROWS * 16, IN_REGISTERS = ROWS == 1 && DK <= 128;
+    const uint32_t stage_bytes = KEYS * (DK + DV) * 2;
+    const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32, warps = (int)blockDim.x / 32;
+    const uint32_t q_smem = smem_address(smem), q_lane_smem = q_smem + tile_offset<DK>(lane % 16, lane / 16);
     float *sums = (float *)(smem + TILE_ROWS * DK * 2);
+    const uint32_t rings_smem = q_smem + TILE_ROWS * DK * 2 + (uint32_t)(warps * PASS_ROWS * DV * 4);
 
     let_next_kernel_start();
-    wait_for_earlier_kernels();
-    if (a.schedule && !attn_decode_valid(&a.shape, a.schedule)) {
-        write_nan<THREADS>(a);
-        return;
-    }
+    const bool early = !a.schedule && !a.p.has_kv_batch_index;  /* nothing that earlier kernels wrote says what to do */
+    if (!early) wait_for_earlier_kernels();
     attn_decode_work work;
     if (a.schedule) work = attn_decode_works(a.schedule)[blockIdx.x];
-    else work = attn_decode_work_of(&a.shape, &a.even, (int)blockIdx.x);
+    if (a.schedule && work.reserved[0] != (int32_t)a.hash) {
+        write_nan(a);
+        return;
+    }
+    if (!a.schedule) work = attn_decode_work_of(&a.shape, &a.even, (int)blockIdx.x);
+    if (work.first_item > work.last_item) return;
+    if ((int)threadIdx.x < min(work.last_item - work.first_item + 1, 2))
+        open_item(items[(work.first_item + (int)threadIdx.x) % ITEMS], a, work, work.first_item + (int)threadIdx.x,
+                  TILE_ROWS);
+    if (early) wait_for_earlier_kernels();
+    block_barrier();
+
+    uint4 q_chunk = make_uint4(0, 0, 0, 0);     /* asked for before K and V, which would be in its way */
+    if ((int)threadIdx.x < ROWS * 16 * (DK / 8))
+        q_chunk = fetch_q<DK>(a, items[work.first_item % ITEMS], (int)threadIdx.x);
+    feed f = { rings_smem + (uint32_t)(warp * a.stages) * stage_bytes, work.first_item - 1, 0, 0, 0, 0, 0,
+               a.m_tiles > 1 ? cache_policy_normal() : cache_policy_once() };
+    int done = 0, slot = 0;                 /* steps of this warp; the stage that the next one is in */
+#pragma unroll 1
+    while (f.asked < a.stages &&
+           request<DK, DV>(f, a, items, min(work.first_item + 1, work.last_item), warp * KEYS)) {}
+    if ((int)threadIdx.x < ROWS * 16 * (DK / 8)) put_q<DK>(q_smem, (int)threadIdx.x, q_chunk);
+    load_q<DK, ROWS>(a, items[work.first_item % ITEMS], q_smem, 1);
+    block_barrier();
 
 #pragma unroll 1
     for (int index = work.first_item; index <= work.last_item; index++) {
-        block_barrier();                    /* the item before has been written */
-        if (threadIdx.x == 0) open_item<BLOCK>(item, a, index, TILE_ROWS);
-        block_barrier();
-        int block = index == work.first_item ? work.first_block : 0;
-        int part = index == work.first_item ? work.first_part : 0;
-        const int last = index == work.last_item ? work.last_block : item.blocks;
-        const int length = attn_decode_split_blocks(&a.shape, item.blocks);
-        load_q<DK, ROWS, THREADS>(a, item, q_smem);
-        copy_commit();
+        const decode_item &item = items[index % ITEMS];
+        const int known = min(index + 1, work.last_item);
         uint32_t q[IN_REGISTERS ? DK / 16 : 1][4];
-        bool q_ready = false;
+        if (IN_REGISTERS)
+#pragma unroll
+            for (int d = 0; d < (IN_REGISTERS ? DK / 16 : 1); d++) load_matrix_x4(q[d], fragment(q_lane_smem, d));
+        /* The item after the next, into the place of the one before; the barriers of a part's end show it to all. */
+        if (threadIdx.x == 0 && index + 2 <= work.last_item)
+            open_item(items[(index + 2) % ITEMS], a, work, index + 2, TILE_ROWS);
+        warp_barrier();
 
+        int block = item.block, part = item.part;
 #pragma unroll 1
-        for (; block < last; part++) {
-            const int end = min((block / length + 1) * length, last);
-            const int first_step = max(block, item.first_block), end_step = min(end, item.end_block);
-            const int first_key = item.low_block * BLOCK + warp * KEYS;
+        for (; block < item.last; part++) {
+            const int end = min((block / item.length + 1) * item.length, item.last);
+            const int end_step = min(end, item.end_step);
             row_sums<ROWS, DV> x;
             clear_sums(x);
-
-            int page = page_of_step(a, item, first_key + first_step * BLOCK), filled = 0;
-            const auto request = [&](int step) {
-                const int key = first_key + step * BLOCK;
-                const uint32_t to = ring_smem + (uint32_t)filled * stage_bytes;
-                if (step < end_step) {
-                    load_tile<DK, KEYS>(a, item, to, item.k, a.p.k_stride, page, key, (int)a.p.qk_dim);
-                    load_tile<DV, KEYS>(a, item, to + k_bytes, item.v, a.p.v_stride, page, key, (int)a.p.v_dim);
-                    page = page_of_step(a, item, key + BLOCK);
-                }
-                copy_commit();
-                filled = filled + 1 == STAGES ? 0 : filled + 1;
-            };
 #pragma unroll 1
-            for (int n = 0; n < STAGES - 1; n++) request(first_step + n);
-            if (!q_ready) {                 /* Q was asked for before the first STAGES - 1 steps */
-                copy_wait<STAGES - 1>();
-                block_barrier();
-                if (IN_REGISTERS)
-#pragma unroll
-                    for (int d = 0; d < (IN_REGISTERS ? DK / 16 : 1); d++)
-                        load_matrix_x4(q[d], fragment(q_lane_smem, d));
-                q_ready = true;
-            }
-            int slot = 0;
+            for (int step = max(block, item.first_step); step < end_step; step++, done++) {
+                warp_barrier();             /* all lanes are done with the step before */
 #pragma unroll 1
-            for (int step = first_step; step < end_step; step++) {
-                copy_wait<STAGES - 2>();
-                warp_barrier();
-                request(step + STAGES - 1);
-                const int key = first_key + step * BLOCK;
-                const uint32_t k_smem = ring_smem + (uint32_t)slot * stage_bytes, v_smem = k_smem + k_bytes;
-                slot = slot + 1 == STAGES ? 0 : slot + 1;
-                float s[ROWS][KEYS / 8][4];
-                scores<DTYPE, DK, ROWS, KEYS, IN_REGISTERS>(s, q, q_lane_smem, k_smem + k_lane);
-                const bool partial = key < item.full_low || key + KEYS > item.full_high;
-                bool careful = false;
-                if (RICH || __builtin_expect(partial, 0)) {
-                    mask_scores<DTYPE, ROWS, KEYS, RICH>(s, a, item, key);
-                    const bool hides = key < item.full_low || min(key + KEYS, item.high) > item.full_high ||
-                                       (RICH && (a.p.has_mask || a.p.bias_dtype));
-                    careful = hides && has_nonfinite<DTYPE, DV, KEYS>(v_smem);
-                }
-                raise_maxima<ROWS, DV, KEYS>(x, s, a.scale_log2);
-                if (__builtin_expect(careful, 0))
-                    accumulate_seen<DTYPE, DV, ROWS, KEYS>(x, s, a.scale_log2, k_smem, v_smem);
-                else accumulate<DTYPE, DV, ROWS, KEYS>(x, s, a.scale_log2, v_smem + v_lane);
+                while (f.asked - done < a.stages && request<DK, DV>(f, a, items, known, warp * KEYS)) {}
+                wait_for_step(f.asked - done - 1);
+                warp_barrier();             /* all lanes' copies have landed */
+                one_step<DTYPE, DK, DV, ROWS, IN_REGISTERS, RICH>(
+                    x, q, q_lane_smem, f.ring_smem + (uint32_t)slot * stage_bytes, a, item,
+                    item.first_key + (step << a.block_shift) + warp * KEYS);
+                slot = slot + 1 == a.stages ? 0 : slot + 1;
             }
-
-            copy_wait<0>();
-            block_barrier();                /* all rings are done with */
-            hand_over(x, sums, stats, item.valid_rows);
-            block_barrier();
-            if (item.slots.parts < 2 || part < item.slots.parts)
-                write_part<DTYPE, ROWS, DV, WARPS>(a, item, sums, stats,
-                                                   item.slots.parts < 2 ? -1 : attn_decode_slot(item.slots, part));
+            const int to = item.slots.parts < 2 ? -1
+                         : part < item.slots.parts ? attn_decode_slot(item.slots, part) : -2;
+            finish_part<DTYPE, ROWS, DV>(x, a, item, sums, stats, to);
             block = end;
-            if (block < last) block_barrier();
+        }
+        if (index < work.last_item) {       /* all warps are done with this item's Q */
+            load_q<DK, ROWS>(a, items[(index + 1) % ITEMS], q_smem, 0);
+            block_barrier();
         }
     }
 }
 
-#define ENTRY(name, dtype, qk, v, rows, warps, keys, stages, blocks, rich)                                            \
-    extern "C" __global__ void __launch_bounds__(warps * 32, blocks)                                                  \
+#define ENTRY(name, dtype, qk, v, rows, rich)                                                                         \
+    extern "C" __global__ void __launch_bounds__(DECODE_FWD_SM80_WARPS_MOST * 32, 1)                                  \
         name(const __grid_constant__ decode_fwd_args a) {                                                             \
-        decode_fwd<dtype, qk, v, rows, warps, keys, stages, rich>(a);                                                 \
+        decode_fwd<dtype, qk, v, rows, rich>(a);                                                                      \
     }
 #define RICH_0(...)
 #define RICH_1(...) ENTRY(__VA_ARGS__)
-#define RICH_2(...) ENTRY(__VA_ARGS__)
-#define RICH_3(...) ENTRY(__VA_ARGS__)
-#define TILE(qk, v, rows, warps, keys, stages, blocks, rich_blocks)                                                   \
-    ENTRY(decode_fwd_sm80_bf16_##qk##_##v##_##rows, PTX_BF16, qk, v, rows, warps, keys, stages, blocks, 0)            \
-    ENTRY(decode_fwd_sm80_f16_##qk##_##v##_##rows, PTX_F16, qk, v, rows, warps, keys, stages, blocks, 0)              \
-    RICH_##rich_blocks(decode_fwd_sm80_bf16_##qk##_##v##_rich, PTX_BF16, qk, v, rows, warps, keys, stages,            \
-                       rich_blocks, 1)                                                                                \
-    RICH_##rich_blocks(decode_fwd_sm80_f16_##qk##_##v##_rich, PTX_F16, qk, v, rows, warps, keys, stages,              \
-                       rich_blocks, 1)
+#define TILE(qk, v, rows, rich)                                                                                       \
+    ENTRY(decode_fwd_sm80_bf16_##qk##_##v##_##rows, PTX_BF16, qk, v, rows, 0)                                         \
+    ENTRY(decode_fwd_sm80_f16_##qk##_##v##_##rows, PTX_F16, qk, v, rows, 0)                                           \
+    RICH_##rich(decode_fwd_sm80_bf16_##qk##_##v##_rich, PTX_BF16, qk, v, rows, 1)                                     \
+    RICH_##rich(decode_fwd_sm80_f16_##qk##_##v##_rich, PTX_F16, qk, v, rows, 1)
 DECODE_FWD_SM80_TILES(TILE)

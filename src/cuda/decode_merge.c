@@ -4,7 +4,7 @@
 
 ATTN_CUDA_IMAGE(decode_merge);
 
-enum { WARPS = 4 };     /* rows of a block, as in decode_merge.cu */
+enum { WARPS = 4, MANY_ROWS = 1024 };   /* warps of a block, as in decode_merge.cu; rows that keep a device busy */
 
 attn_status attn_decode_merge_prepare(attn_plan *plan, int slot) {
     const int64_t v_dim = plan->problem.v_dim;
@@ -14,9 +14,13 @@ attn_status attn_decode_merge_prepare(attn_plan *plan, int slot) {
 
 attn_status attn_decode_merge_launch(const attn_plan *plan, int slot, const attn_decode_merge_args *args, int overlap,
                                      void *stream) {
-    const int64_t row_blocks = (args->tile_rows + WARPS - 1) / WARPS;
-    const attn_cuda_grid grid = { .blocks = attn_decode_items(&args->shape) * row_blocks, .threads = 32 * WARPS,
-                                  .overlap = overlap };
-    void *arguments[] = { (void *)(uintptr_t)args };
+    attn_decode_merge_args a = *args;
+    if (!a.rows) a.rows = a.tile_rows;
+    a.hash = attn_decode_hash(&a.shape);
+    const int64_t items = attn_decode_items(&a.shape);
+    if (!a.share) a.share = a.p.strict || items * a.rows > MANY_ROWS ? 1 : WARPS;
+    const int64_t rows_of_block = WARPS / a.share, row_blocks = (a.rows + rows_of_block - 1) / rows_of_block;
+    const attn_cuda_grid grid = { .blocks = items * row_blocks, .threads = 32 * WARPS, .overlap = overlap };
+    void *arguments[] = { &a };
     return attn_cuda_launch(plan, slot, &grid, stream, arguments);
 }

@@ -1,13 +1,14 @@
-/* decode_merge.cu — a warp per row adds the parts of its item in order; see decode_merge.h. */
+/* decode_merge.cu — a warp, or a block where rows are few, adds the parts of a row in a fixed order; see
+ * decode_merge.h. Parts are requested before their weights are known: the latency of memory is all that it costs. */
 #include "decode_merge.h"
 #include "ptx_decode.h"
 #include "ptx_sm80.h"
 #include <math.h>
 
-static constexpr int WARPS = 4;     /* rows of a block */
+static constexpr int WARPS = 4;
 static constexpr float log2_e = 1.4426950408889634f, ln_2 = 0.6931471805599453f;
 
-struct merge_row {
+struct decode_merge_row {
     const float *o, *lse;       /* this row in slot 0 */
     int64_t o_part, lse_part;   /* floats from slot to slot */
     attn_decode_slots slots;
@@ -24,7 +25,7 @@ __device__ __forceinline__ float warp_sum(float x) {
     return x;
 }
 
-__device__ __forceinline__ float part_lse(const merge_row &row, int part) {
+__device__ __forceinline__ float part_lse(const decode_merge_row &row, int part) {
     return row.lse[attn_decode_slot(row.slots, part) * row.lse_part];
 }
 /* 2^(lse - top); NaN stays NaN. */
@@ -53,87 +54,123 @@ __device__ __forceinline__ void store_4(const attn_decode_merge_args &a, int64_t
             if (e < count) to[e] = (uint16_t)((e < 2 ? low : high) >> 16 * (e % 2));
 }
 
-/* Columns first + 128 n + 4 lane .. + 3 for n < CHUNKS. */
+/* Parts first, first + step, ... of columns begin + 128 n + 4 lane .. + 3, n < CHUNKS, as many as fit registers. */
+template <int CHUNKS> struct part_batch {
+    static constexpr int AHEAD = CHUNKS > 2 ? 4 : 8;
+    float4 x[AHEAD][CHUNKS];
+    float lse[AHEAD];
+};
+
 template <int CHUNKS>
-__device__ __forceinline__ void merge_columns(const attn_decode_merge_args &a, const merge_row &row, int first,
-                                              float top, float inverse, int64_t o_at) {
-    const int lane = (int)threadIdx.x % 32;
-    constexpr int AHEAD = CHUNKS > 2 ? 4 : 8;       /* parts requested before the first is used */
-    float4 sum[CHUNKS];
+__device__ __forceinline__ void request(part_batch<CHUNKS> &batch, const decode_merge_row &row, int first, int step,
+                                        int begin, int end) {
 #pragma unroll
-    for (int n = 0; n < CHUNKS; n++) sum[n] = make_float4(0, 0, 0, 0);
-    for (int begin = 0; begin < row.slots.parts; begin += AHEAD) {
-        float4 x[AHEAD][CHUNKS];
-        float weight[AHEAD];
+    for (int k = 0; k < part_batch<CHUNKS>::AHEAD; k++) {
+        const int part = first + k * step;
+        if (part >= row.slots.parts) break;
+        const int64_t slot = attn_decode_slot(row.slots, part);
+        batch.lse[k] = row.lse[slot * row.lse_part];
 #pragma unroll
-        for (int k = 0; k < AHEAD; k++) {
-            const int part = begin + k;
-            if (part >= row.slots.parts) break;
-            const int64_t slot = attn_decode_slot(row.slots, part);
-            weight[k] = row.lse[slot * row.lse_part];
-#pragma unroll
-            for (int n = 0; n < CHUNKS; n++) {
-                const int column = first + 128 * n + 4 * lane;
-                if (column < a.o_stride) x[k][n] = *(const float4 *)(row.o + slot * row.o_part + column);
-                else x[k][n] = make_float4(0, 0, 0, 0);
-            }
-        }
-#pragma unroll
-        for (int k = 0; k < AHEAD; k++) {
-            if (begin + k >= row.slots.parts) break;
-            const float w = part_weight(weight[k], top) * inverse;
-#pragma unroll
-            for (int n = 0; n < CHUNKS; n++) {
-                sum[n].x = fmaf(w, x[k][n].x, sum[n].x), sum[n].y = fmaf(w, x[k][n].y, sum[n].y);
-                sum[n].z = fmaf(w, x[k][n].z, sum[n].z), sum[n].w = fmaf(w, x[k][n].w, sum[n].w);
-            }
+        for (int n = 0; n < CHUNKS; n++) {
+            const int column = begin + 128 * n + 4 * ((int)threadIdx.x % 32);
+            batch.x[k][n] = column < end ? *(const float4 *)(row.o + slot * row.o_part + column)
+                                         : make_float4(0, 0, 0, 0);
         }
     }
+}
+
+/* sum += this thread's share of the parts; `batch` has been requested. */
+template <int CHUNKS>
+__device__ __forceinline__ void add_parts(float4 (&sum)[CHUNKS], part_batch<CHUNKS> &batch, const decode_merge_row &row,
+                                          int first, int step, int begin, int end, float top, float inverse) {
+    constexpr int AHEAD = part_batch<CHUNKS>::AHEAD;
+    for (; first < row.slots.parts; first += AHEAD * step) {
 #pragma unroll
-    for (int n = 0; n < CHUNKS; n++) {
-        const int column = first + 128 * n + 4 * lane;
-        if (column < a.p.v_dim) store_4(a, o_at, column, sum[n]);
+        for (int k = 0; k < AHEAD; k++) {
+            if (first + k * step >= row.slots.parts) break;
+            const float w = part_weight(batch.lse[k], top) * inverse;
+#pragma unroll
+            for (int n = 0; n < CHUNKS; n++) {
+                const float4 x = batch.x[k][n];
+                sum[n].x = fmaf(w, x.x, sum[n].x), sum[n].y = fmaf(w, x.y, sum[n].y);
+                sum[n].z = fmaf(w, x.z, sum[n].z), sum[n].w = fmaf(w, x.w, sum[n].w);
+            }
+        }
+        if (first + AHEAD * step < row.slots.parts) request(batch, row, first + AHEAD * step, step, begin, end);
     }
 }
 
 template <int CHUNKS> __device__ __forceinline__ void merge(const attn_decode_merge_args &a) {
-    const int row_blocks = (a.tile_rows + WARPS - 1) / WARPS, lane = (int)threadIdx.x % 32;
-    const int r = (int)blockIdx.x % row_blocks * WARPS + (int)threadIdx.x / 32;
-    const int item = (int)blockIdx.x / row_blocks;
-    merge_row row;
-    let_next_kernel_start();
-    wait_for_earlier_kernels();
-    const int b = item / a.shape.tiles, tile = item % a.shape.tiles;
-    if (a.schedule && !attn_decode_valid(&a.shape, a.schedule)) return;
-    if (a.schedule) row.slots = attn_decode_slots_of(&a.shape, a.schedule, item);
-    else row.slots = attn_decode_even_slots(&a.shape, &a.even, item);
-    if (row.slots.parts < 2 || r >= a.tile_rows) return;
-
-    const int group = (int)(a.p.q_heads / a.p.kv_heads), packed = tile % a.m_tiles * a.tile_rows + r;
-    const int i = packed / group, h = tile / a.m_tiles * group + packed % group;
-    const attn_sequence s = attn_sequence_at(&a.p, &a.t, b);
-    if (i >= s.q_rows) return;
+    __shared__ float4 shares[WARPS - 1][32 * CHUNKS];
+    const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
+    const int rows_of_block = WARPS / a.share, row_blocks = (a.rows + rows_of_block - 1) / rows_of_block;
+    const int item = (int)blockIdx.x / row_blocks, r = (int)blockIdx.x % row_blocks * rows_of_block + warp / a.share;
+    const int first = warp % a.share, b = item / a.shape.tiles, tile = item - b * a.shape.tiles, o_end = a.o_stride;
+    const int group = (int)a.p.q_heads / (int)a.p.kv_heads, head = a.m_tiles == 1 ? tile : tile / a.m_tiles;
+    const int packed = (tile - head * a.m_tiles) * a.tile_rows + r;
+    const int i = packed / group, h = head * group + packed % group;
+    decode_merge_row row;
     row.o_part = (int64_t)a.tile_rows * a.o_stride, row.lse_part = a.tile_rows;
     row.o = a.o + (int64_t)r * a.o_stride, row.lse = a.lse + r;
+    let_next_kernel_start();
+    if (!a.schedule) row.slots = attn_decode_even_slots(&a.shape, &a.even, item);
+    wait_for_earlier_kernels();
+    if (a.schedule) {
+        if (!attn_decode_has_hash(a.hash, a.schedule)) return;
+        row.slots = attn_decode_slots_of(&a.shape, a.schedule, item);
+    }
+    if (row.slots.parts < 2 || r >= a.rows) return;     /* whole groups of warps that share a row */
+    part_batch<CHUNKS> batch;
+    request(batch, row, first, a.share, 0, o_end);
+    const attn_sequence s = attn_sequence_at(&a.p, &a.t, b);
+    const bool exists = i < s.q_rows;
 
-    float top = -INFINITY, sum = 0;
-    for (int part = lane; part < row.slots.parts; part += 32) top = fmaxf(top, part_lse(row, part));
+    const float mine = lane < row.slots.parts ? part_lse(row, lane) : -INFINITY;     /* more than 32: read twice */
+    float top = mine, sum = 0;
+    for (int part = 32 + lane; part < row.slots.parts; part += 32) top = fmaxf(top, part_lse(row, part));
     top = warp_max(top);
-    if (top == -INFINITY) top = 0;
-    for (int part = lane; part < row.slots.parts; part += 32) sum += part_weight(part_lse(row, part), top);
+    if (!(top > -INFINITY)) top = 0;
+    sum = part_weight(mine, top);
+    for (int part = 32 + lane; part < row.slots.parts; part += 32) sum += part_weight(part_lse(row, part), top);
     sum = warp_sum(sum);
     const float sink = a.p.has_sinks && sum != 0 ? exp2f(a.t.sinks[h] * log2_e - top) : 0;
-    if (a.t.lse && lane == 0)
+    if (exists && a.t.lse && lane == 0 && first == 0)
         a.t.lse[attn_lse_offset(&a.p, &s, i, h)] = sum == 0 ? -INFINITY : (top + log2f(sum)) * ln_2;
     const float inverse = sum == 0 ? 0 : 1 / (sum + sink);
-    const int64_t o_at = attn_q_offset(&s, a.p.o_stride, i, h);
-    for (int first = 0; first < a.p.v_dim; first += 128 * CHUNKS)
-        merge_columns<CHUNKS>(a, row, first, top, inverse, o_at);
+    const int64_t o_at = exists ? attn_q_offset(&s, a.p.o_stride, i, h) : 0;
+    for (int begin = 0; begin < a.p.v_dim; begin += 128 * CHUNKS) {
+        float4 o[CHUNKS];
+#pragma unroll
+        for (int n = 0; n < CHUNKS; n++) o[n] = make_float4(0, 0, 0, 0);
+        if (begin) request(batch, row, first, a.share, begin, o_end);
+        add_parts(o, batch, row, first, a.share, begin, o_end, top, inverse);
+        if (a.share > 1) {                  /* all warps have this row: they meet, and the first adds in order */
+            __syncthreads();
+#pragma unroll
+            for (int n = 0; n < CHUNKS; n++)
+                if (warp) shares[warp - 1][32 * n + lane] = o[n];
+            __syncthreads();
+            if (warp) continue;
+#pragma unroll
+            for (int n = 0; n < CHUNKS; n++)
+#pragma unroll
+                for (int w = 0; w < WARPS - 1; w++) {
+                    const float4 x = shares[w][32 * n + lane];
+                    o[n].x += x.x, o[n].y += x.y, o[n].z += x.z, o[n].w += x.w;
+                }
+        }
+#pragma unroll
+        for (int n = 0; n < CHUNKS; n++) {
+            const int column = begin + 128 * n + 4 * lane;
+            if (exists && column < a.p.v_dim) store_4(a, o_at, column, o[n]);
+        }
+    }
 }
 
-#define ENTRY(columns) \
-    extern "C" __global__ void __launch_bounds__(32 * WARPS) \
+/* Few registers, so that a block waits beside one of the main kernel's. */
+#define ENTRY(columns, blocks) \
+    extern "C" __global__ void __launch_bounds__(32 * WARPS, blocks) \
     decode_merge_##columns(const __grid_constant__ attn_decode_merge_args a) { merge<columns / 128>(a); }
-ENTRY(128)
-ENTRY(256)
-ENTRY(512)
+ENTRY(128, 6)
+ENTRY(256, 4)
+ENTRY(512, 4)

@@ -17,6 +17,10 @@ typedef struct attn_decode_merge_args {
     const float *o, *lse;
     int32_t tile_rows, m_tiles; /* shape.tiles = kv_heads * m_tiles */
     int32_t o_stride;           /* floats between rows, a multiple of 4 */
+    int32_t rows;               /* of a tile that any item uses; 0: all */
+    uint32_t hash;              /* of the shape; the launch sets it */
+    int32_t share;              /* warps that share a row, 1 or 4; 0: the launch decides. Its choice depends on the
+                                   batch, and the order of the sums on it: not for strict problems, they have 1 */
 } attn_decode_merge_args;
 
 static inline int32_t attn_decode_o_stride(int64_t v_dim) { return (int32_t)((v_dim + 3) / 4 * 4); }

@@ -10,14 +10,23 @@ attn_status attn_decode_schedule_prepare(attn_plan *plan, int slot) {
     return attn_cuda_prepare(plan, slot, ATTN_CUDA_IMAGE_OF(decode_schedule), "decode_schedule", 0);
 }
 
-attn_status attn_decode_schedule_launch(const attn_plan *plan, int slot, const attn_decode_shape *shape,
-                                        const attn_tensors *tensors, void *schedule, void *stream) {
-    const attn_cuda_grid grid = { .blocks = 1, .threads = THREADS };
+static attn_status launch(const attn_plan *plan, int slot, const attn_decode_shape *shape, const attn_tensors *tensors,
+                          void *schedule, int overlap, void *stream) {
+    const attn_cuda_grid grid = { .blocks = 1, .threads = THREADS, .overlap = overlap };
     attn_problem problem = plan->problem;
     problem.has_kv_batch_index = 0;     /* lengths don't depend on it, and `tensors` needn't have it */
-    void *arguments[] = { &problem, (void *)(uintptr_t)tensors, (void *)(uintptr_t)shape,
-                          &schedule };
+    void *arguments[] = { &problem, (void *)(uintptr_t)tensors, (void *)(uintptr_t)shape, &schedule };
     return attn_cuda_launch(plan, slot, &grid, stream, arguments);
+}
+
+attn_status attn_decode_schedule_launch(const attn_plan *plan, int slot, const attn_decode_shape *shape,
+                                        const attn_tensors *tensors, void *schedule, void *stream) {
+    return launch(plan, slot, shape, tensors, schedule, 0, stream);
+}
+
+attn_status attn_decode_schedule_launch_early(const attn_plan *plan, int slot, const attn_decode_shape *shape,
+                                              const attn_tensors *tensors, void *schedule, void *stream) {
+    return launch(plan, slot, shape, tensors, schedule, 1, stream);
 }
 
 attn_status attn_decode_schedule_check(const attn_decode_shape *shape, const void *schedule, void *stream) {

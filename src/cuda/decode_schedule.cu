@@ -4,6 +4,7 @@
 #include "ptx_decode.h"
 
 static constexpr int THREADS = 512, WARPS = THREADS / 32;
+static constexpr int IN_SMEM = 2048;    /* sequences that are looked up in shared memory */
 
 /* Sum of x over the threads before this one; *total over all. All threads call it. */
 __device__ __forceinline__ int exclusive_sum(int x, int *total, int *warp_sums) {
@@ -34,8 +35,10 @@ decode_schedule(const __grid_constant__ attn_problem p, const __grid_constant__ 
     __shared__ int warp_sums[WARPS];
     int32_t *part_begin = (int32_t *)((char *)schedule + attn_decode_part_begin_at(&shape));
     const int items = shape.batch * shape.tiles;
-    int32_t *blocks_of = part_begin + items + 1, *start = blocks_of + shape.batch;
+    __shared__ int32_t smem[2 * IN_SMEM + 1];
+    int32_t *blocks_of = shape.batch <= IN_SMEM ? smem : part_begin + items + 1, *start = blocks_of + shape.batch;
 
+    let_next_kernel_start();
     wait_for_earlier_kernels();
     int total = 0;
     for (int first = 0; first < shape.batch; first += THREADS) {
@@ -55,9 +58,14 @@ decode_schedule(const __grid_constant__ attn_problem p, const __grid_constant__ 
     if (threadIdx.x == 0) start[shape.batch] = total;
     __syncthreads();
 
-    attn_decode_line line = { start, blocks_of, 0, attn_decode_payload(&shape, total), total };
+    attn_decode_line line = { start, blocks_of, 0, attn_decode_payload(&shape, total), total, 0 };
     attn_decode_work *work = (attn_decode_work *)((attn_decode_header *)schedule + 1);
-    for (int w = (int)threadIdx.x; w < shape.workers; w += THREADS) work[w] = attn_decode_work_of(&shape, &line, w);
+    const uint32_t hash = attn_decode_hash(&shape);
+    for (int w = (int)threadIdx.x; w < shape.workers; w += THREADS) {
+        attn_decode_work of_worker = attn_decode_work_of(&shape, &line, w);
+        of_worker.reserved[0] = (int32_t)hash;
+        work[w] = of_worker;
+    }
 
     int parts = 0;
     for (int first = 0; first < items; first += THREADS) {
@@ -72,6 +80,6 @@ decode_schedule(const __grid_constant__ attn_problem p, const __grid_constant__ 
     if (threadIdx.x == 0) {
         attn_decode_header *header = (attn_decode_header *)schedule;
         part_begin[items] = parts;
-        *header = attn_decode_header{ ATTN_DECODE_MAGIC, attn_decode_hash(&shape), items, shape.workers, parts, {} };
+        *header = attn_decode_header{ ATTN_DECODE_MAGIC, hash, items, shape.workers, parts, {} };
     }
 }

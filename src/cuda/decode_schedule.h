@@ -26,7 +26,7 @@ typedef struct attn_decode_work {       /* a worker's stretch over items in orde
     int32_t first_item, last_item;      /* inclusive; first_item > last_item: nothing to do */
     int32_t first_block, last_block;    /* first block in first_item; one past the last block in last_item */
     int32_t first_part;                 /* index of the first part within first_item */
-    int32_t reserved[3];
+    int32_t reserved[3];                /* [0]: in a schedule in memory, the hash of the shape */
 } attn_decode_work;
 
 typedef struct attn_decode_header {     /* of a schedule in memory; then work[workers], part_begin[items + 1] */
@@ -48,7 +48,8 @@ ATTN_INLINE int64_t attn_decode_part_begin_at(const attn_decode_shape *shape) {
 /* Behind part_begin the scheduler keeps blocks[batch] and start[batch + 1] for itself. */
 ATTN_INLINE int64_t attn_decode_schedule_bytes(const attn_decode_shape *shape) {
     const int64_t words = attn_decode_items(shape) + 1 + 2 * (int64_t)shape->batch + 1;
-    return (attn_decode_part_begin_at(shape) + 4 * words + 255) / 256 * 256;
+    const int64_t least = 8192, bytes = (attn_decode_part_begin_at(shape) + 4 * words + 255) / 256 * 256;
+    return bytes > least ? bytes : least;       /* any worker finds its own entry within any schedule */
 }
 
 ATTN_INLINE uint32_t attn_decode_hash(const attn_decode_shape *shape) {
@@ -73,10 +74,10 @@ ATTN_INLINE attn_range attn_decode_span(const attn_problem *p, const attn_sequen
     return span;
 }
 /* Blocks of an item, at least one, so that a row without keys is written too. Block n has the keys from
- * (span.low / block_keys + n) * block_keys on. */
+ * (span.low / block_keys + n) * block_keys on. Keys below 2^31. */
 ATTN_INLINE int32_t attn_decode_blocks(attn_range span, int32_t block_keys) {
     if (span.high <= span.low) return 1;
-    return (int32_t)((span.high - 1) / block_keys - span.low / block_keys) + 1;
+    return ((int32_t)span.high - 1) / block_keys - (int32_t)span.low / block_keys + 1;
 }
 
 ATTN_INLINE int attn_decode_balances(const attn_decode_shape *shape) {
@@ -119,6 +120,7 @@ typedef struct attn_decode_line {
     const int32_t *start;       /* [batch + 1]: where sequence b's first item begins; NULL: all have `blocks` blocks */
     const int32_t *blocks_of;   /* [batch] */
     int32_t blocks, payload, total;
+    int32_t cost;               /* of every item, where start is NULL: divisions are slow on a GPU */
 } attn_decode_line;
 
 ATTN_INLINE int32_t attn_decode_payload(const attn_decode_shape *shape, int32_t total) {
@@ -128,19 +130,23 @@ ATTN_INLINE int32_t attn_decode_payload(const attn_decode_shape *shape, int32_t 
 }
 /* The line of a batch whose sequences all have `blocks` blocks: nothing to look up. */
 ATTN_INLINE attn_decode_line attn_decode_even_line(const attn_decode_shape *shape, int32_t blocks) {
-    attn_decode_line line = { 0, 0, blocks, 0, 0 };
-    line.total = attn_decode_cost(shape, blocks) * shape->tiles * shape->batch;
+    attn_decode_line line = { 0, 0, blocks, 0, 0, attn_decode_cost(shape, blocks) };
+    line.total = line.cost * shape->tiles * shape->batch;
     line.payload = attn_decode_payload(shape, line.total);
     return line;
 }
 ATTN_INLINE int32_t attn_decode_line_blocks(const attn_decode_line *line, int32_t b) {
     return line->start ? line->blocks_of[b] : line->blocks;
 }
+ATTN_INLINE int32_t attn_decode_line_cost(const attn_decode_shape *shape, const attn_decode_line *line,
+                                          int32_t blocks) {
+    return line->start ? attn_decode_cost(shape, blocks) : line->cost;
+}
 /* Where item b * tiles + t begins. */
 ATTN_INLINE int32_t attn_decode_line_start(const attn_decode_shape *shape, const attn_decode_line *line, int32_t b,
                                            int32_t t) {
-    const int32_t cost = attn_decode_cost(shape, attn_decode_line_blocks(line, b));
-    return (line->start ? line->start[b] : b * shape->tiles * cost) + t * cost;
+    if (!line->start) return (b * shape->tiles + t) * line->cost;
+    return line->start[b] + t * attn_decode_cost(shape, line->blocks_of[b]);
 }
 
 typedef struct attn_decode_place { int32_t b, t, block, blocks, start; } attn_decode_place;
@@ -151,24 +157,24 @@ ATTN_INLINE attn_decode_place attn_decode_find(const attn_decode_shape *shape, c
                                                int32_t position) {
     attn_decode_place place;
     int32_t low = 0, high = shape->batch - 1;       /* the last sequence that begins at or before the position */
-    if (line->start) {
-        while (low < high) {
-            const int32_t middle = low + (high - low + 1) / 2;
-            if (line->start[middle] <= position) low = middle;
-            else high = middle - 1;
-        }
-    } else {
-        low = position / (attn_decode_cost(shape, line->blocks) * shape->tiles);
+    while (line->start && low < high) {
+        const int32_t middle = low + (high - low + 1) / 2;
+        if (line->start[middle] <= position) low = middle;
+        else high = middle - 1;
     }
+    if (!line->start) low = position / line->cost / shape->tiles;
     place.b = low;
     place.blocks = attn_decode_line_blocks(line, low);
-    const int32_t cost = attn_decode_cost(shape, place.blocks);
-    const int32_t within = position - (line->start ? line->start[low] : low * shape->tiles * cost);
-    place.t = within / cost;
-    place.start = position - within % cost;
-    const int32_t offset = within % cost, length = attn_decode_split_blocks(shape, place.blocks);
-    if (attn_decode_balances(shape)) place.block = offset > shape->overhead_blocks ? offset - shape->overhead_blocks : 0;
-    else place.block = offset / (length + shape->overhead_blocks) * length;
+    const int32_t cost = attn_decode_line_cost(shape, line, place.blocks);
+    place.t = (position - attn_decode_line_start(shape, line, low, 0)) / cost;
+    place.start = attn_decode_line_start(shape, line, low, place.t);
+    const int32_t offset = position - place.start;
+    if (attn_decode_balances(shape)) {
+        place.block = offset > shape->overhead_blocks ? offset - shape->overhead_blocks : 0;
+    } else {
+        const int32_t length = attn_decode_split_blocks(shape, place.blocks);
+        place.block = offset / (length + shape->overhead_blocks) * length;
+    }
     return place;
 }
 
@@ -182,7 +188,7 @@ ATTN_INLINE int32_t attn_decode_cuts_before(const attn_decode_shape *shape, cons
 ATTN_INLINE attn_decode_work attn_decode_work_of(const attn_decode_shape *shape, const attn_decode_line *line,
                                                  int32_t w) {
     attn_decode_work work = { 0, -1, 0, 0, 0, { 0, 0, 0 } };
-    if (w > (line->total - 1) / line->payload) return work;
+    if ((int64_t)w * line->payload >= line->total) return work;
     const int32_t begin = w * line->payload, items = shape->batch * shape->tiles;
     const attn_decode_place first = attn_decode_find(shape, line, begin);
     work.first_item = first.b * shape->tiles + first.t;
@@ -211,7 +217,8 @@ ATTN_INLINE int32_t attn_decode_item_parts(const attn_decode_shape *shape, const
     const int32_t blocks = attn_decode_line_blocks(line, b);
     if (!attn_decode_balances(shape))
         return attn_decode_divide_up(blocks, attn_decode_split_blocks(shape, blocks));
-    const int32_t start = attn_decode_line_start(shape, line, b, t), end = start + attn_decode_cost(shape, blocks);
+    const int32_t start = attn_decode_line_start(shape, line, b, t), 
+                  end = start + attn_decode_line_cost(shape, line, blocks);
     return 1 + (end - 1) / line->payload - attn_decode_cuts_before(shape, line, start);
 }
 /* Slots that item's parts take: none if it is written directly. */
@@ -231,12 +238,11 @@ ATTN_INLINE int32_t attn_decode_slot(attn_decode_slots slots, int32_t part) {
  * last. */
 ATTN_INLINE attn_decode_slots attn_decode_even_slots(const attn_decode_shape *shape, const attn_decode_line *line,
                                                      int32_t item) {
-    const int32_t b = item / shape->tiles, t = item % shape->tiles;
-    attn_decode_slots slots = { attn_decode_item_parts(shape, line, b, t), 0, 1, 0 };
+    attn_decode_slots slots = { attn_decode_item_parts(shape, line, 0, item), 0, 1, 0 };
     if (!attn_decode_balances(shape)) {
         slots.base = item * slots.parts;
     } else {
-        slots.base = 2 * attn_decode_cuts_before(shape, line, attn_decode_line_start(shape, line, b, t));
+        slots.base = 2 * attn_decode_cuts_before(shape, line, attn_decode_line_start(shape, line, 0, item));
         slots.step = 2, slots.extra = 1;
     }
     return slots;
@@ -244,9 +250,12 @@ ATTN_INLINE attn_decode_slots attn_decode_even_slots(const attn_decode_shape *sh
 
 /* ---- reading a schedule ---- */
 
-ATTN_INLINE int attn_decode_valid(const attn_decode_shape *shape, const void *schedule) {
+ATTN_INLINE int attn_decode_has_hash(uint32_t hash, const void *schedule) {
     const attn_decode_header *header = (const attn_decode_header *)schedule;
-    return header->magic == ATTN_DECODE_MAGIC && header->hash == attn_decode_hash(shape);
+    return header->magic == ATTN_DECODE_MAGIC && header->hash == hash;
+}
+ATTN_INLINE int attn_decode_valid(const attn_decode_shape *shape, const void *schedule) {
+    return attn_decode_has_hash(attn_decode_hash(shape), schedule);
 }
 ATTN_INLINE const attn_decode_work *attn_decode_works(const void *schedule) {
     return (const attn_decode_work *)((const attn_decode_header *)schedule + 1);
@@ -271,6 +280,9 @@ ATTN_INLINE attn_decode_slots attn_decode_slots_of(const attn_decode_shape *shap
 attn_status attn_decode_schedule_prepare(attn_plan *plan, int slot);
 attn_status attn_decode_schedule_launch(const attn_plan *plan, int slot, const attn_decode_shape *shape,
                                         const attn_tensors *tensors, void *schedule, void *stream);
+/* The same, started before what is queued has ended (sm_9x devices only): it waits before it reads. */
+attn_status attn_decode_schedule_launch_early(const attn_plan *plan, int slot, const attn_decode_shape *shape,
+                                              const attn_tensors *tensors, void *schedule, void *stream);
 /* The checked mode: wait for `stream`, then ATTN_INVALID unless the schedule was made for this shape. */
 attn_status attn_decode_schedule_check(const attn_decode_shape *shape, const void *schedule, void *stream);
 #endif

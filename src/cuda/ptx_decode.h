@@ -19,6 +19,24 @@ static __device__ __forceinline__ void let_next_kernel_start(void) {
 #endif
 }
 
+/* How L2 keeps what is read once: evicted before anything else. */
+static __device__ __forceinline__ uint64_t cache_policy_once(void) {
+    uint64_t policy;
+    asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
+static __device__ __forceinline__ uint64_t cache_policy_normal(void) {
+    uint64_t policy;
+    asm volatile("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
+/* copy_async_16 of ptx_sm80.h with a policy. */
+static __device__ __forceinline__ void copy_async_16_policy(uint32_t to_smem, const void *from, uint32_t bytes,
+                                                            uint64_t policy) {
+    asm volatile("cp.async.cg.shared.global.L2::cache_hint.L2::128B [%0], [%1], 16, %2, %3;"
+                 :: "r"(to_smem), "l"(__cvta_generic_to_global(from)), "r"(bytes), "l"(policy) : "memory");
+}
+
 /* Shared memory by its 32-bit address, as in ptx_sm80.h. */
 static __device__ __forceinline__ uint32_t load_smem_4(uint32_t from_smem) {
     uint32_t x;
