@@ -5,11 +5,15 @@ _KEPT_BYTES = 16 << 20
 _workspaces = {}        # (device, stream) -> uint8 tensor
 
 
-def raw_stream(index):
-    """The handle of torch's current stream on a device."""
+def stream_getter():
+    """A function of a device's index: the handle of torch's current stream there."""
     torch = torch_module()
     fast = getattr(torch._C, "_cuda_getCurrentRawStream", None)     # without the Stream object
-    return fast(index) if fast is not None else torch.cuda.current_stream(index).cuda_stream
+    return fast if fast is not None else lambda index: torch.cuda.current_stream(index).cuda_stream
+
+
+def raw_stream(index):
+    return stream_getter()(index)
 
 
 def cuda_workspace(size, index, stream):

@@ -7,7 +7,7 @@ import numpy as np
 
 from . import _library as L
 from ._arrays import torch_module
-from ._cuda import cuda_workspace, raw_stream
+from ._cuda import cuda_workspace, stream_getter
 
 ready_calls = {}        # signature -> function of (q, k, v, extras)
 _KEPT = 256
@@ -77,7 +77,7 @@ def arrays_signature(torch_tensors, given, *scalars):
 def append_ready(torch_tensors, plan, cuda, index, q_out):
     """A function of ([(field, array)], q_out): q_out None where q is given: made like the first one."""
     torch, handle, run, tensors = torch_module(), plan.handle, L.run, L.Tensors
-    address = _torch_address if torch_tensors else _address
+    address, raw_stream = _torch_address if torch_tensors else _address, stream_getter() if cuda else None
     if q_out is not None:
         shape, dtype, device = q_out.shape, q_out.dtype, q_out.device if torch_tensors else None
 
@@ -137,6 +137,7 @@ def _torch_ready(q, call, plan, out, lse):
     out_shape, out_stride, dtype, device, float32 = out.shape, out.stride(), out.dtype, out.device, torch.float32
     lse_shape, lse_stride = (None, None) if lse is None else (lse.shape, lse.stride())
     cuda, index = call.problem.device == L.CUDA, call.q.index
+    raw_stream = stream_getter() if cuda else None
 
     def ready(q, k, v, extras):
         out = empty_like(q) if alike else empty_strided(out_shape, out_stride, dtype=dtype, device=device)
