@@ -59,6 +59,8 @@ struct attn_kernel {
     unsigned    dtypes;             /* ATTN_DTYPE_BIT of Q, K, V */
     unsigned    features;           /* ATTN_NEEDS_* that it computes */
     const char *(*refuse)(const attn_problem *);   /* NULL, or a reason that the bits can't say; may be NULL */
+    const char *(*yields)(const attn_problem *, int cuda_device);   /* NULL, or which kernel that this device can run
+                                       is faster, measured; asked last; may be NULL */
     attn_status (*prepare)(attn_plan *);           /* set workspace and schedule; NULL: none needed */
     attn_status (*run)(const attn_plan *, const attn_tensors *, void *workspace, void *stream);
     /* Queue the making of a schedule that run takes as tensors->schedule; NULL where prepare sets no schedule_bytes. */

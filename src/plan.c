@@ -31,7 +31,8 @@ const char *attn_kernel_refuses(const attn_kernel *kernel, const attn_problem *p
     if (!(kernel->dtypes & ATTN_DTYPE_BIT(problem->dtype))) return "dtype not supported";
     const unsigned missing = attn_problem_needs(problem) & ~kernel->features;
     if (missing) return attn_needs_sentence(missing & (~missing + 1));
-    return kernel->refuse ? kernel->refuse(problem) : NULL;
+    const char *why = kernel->refuse ? kernel->refuse(problem) : NULL;
+    return !why && kernel->yields ? kernel->yields(problem, cuda_device) : why;
 }
 
 static const attn_kernel *kernel_named(const char *name) {

@@ -309,6 +309,11 @@ static int decoding(void) {
     WANT(attn_plan_create(&plan, &p, NULL) == ATTN_OK && !attn_plan_schedule_size(plan));
     WANT(attn_plan_schedule(plan, &t, NULL, NULL) == ATTN_OK);
     attn_plan_destroy(plan);
+    p.batch = 64, p.q_len = 4;                          /* a Hopper device has something faster for these */
+    WANT(attn_explain(&p, NULL, text, sizeof text) > 0 && strstr(text, "flash_fwd_sm90 is faster"));
+    fake->capability = 80;
+    WANT(attn_plan_create(&plan, &p, NULL) == ATTN_OK && !strcmp(attn_plan_kernel(plan), "decode_fwd_sm80"));
+    attn_plan_destroy(plan);
     p.q_len = 512;
     WANT(attn_explain(&p, NULL, text, sizeof text) > 0 && strstr(text, "up to 16 queries a sequence"));
     return 0;

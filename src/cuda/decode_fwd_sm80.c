@@ -24,7 +24,7 @@ enum { WORKERS, EVEN_BLOCKS, OVERLAP, MERGES, WARPS, STAGES };
 
 enum {
     ROWS_MOST = 64, Q_LEN_MOST = 16,
-    ONE_TILE = 16, FEW_ITEMS = 64,      /* beyond both, flash_fwd_sm90 is faster: its tiles have more rows */
+    ONE_TILE = 16, FEW_ITEMS = 64, MANY_ITEMS = 128,
     RING_MOST = 128 << 10, SUMS_MOST = 16 << 10,
     OVERHEAD_BLOCKS = 2, LEAST_BLOCKS = 1,
     STRICT_KEYS = 1024, STRICT_SPLITS = 64      /* strict: parts of so many keys; longer rather than more of them */
@@ -91,14 +91,23 @@ static const char *refuse(const attn_problem *p) {
         return "head dims up to 256, multiples of 8";
     if (p->q_len > Q_LEN_MOST || packed_rows(p) > ROWS_MOST)
         return "up to 16 queries a sequence, and q_len * q_heads / kv_heads up to 64";
-    if (packed_rows(p) > ONE_TILE && p->batch * p->kv_heads > FEW_ITEMS)
-        return "q_len * q_heads / kv_heads above 16 only where batch * kv_heads is at most 64";
     if (!whole(p->q_stride) || !whole(p->k_stride) || !whole(p->v_stride) || !whole(p->o_stride))
         return "strides of Q, K, V, O in multiples of 8 elements";
     if (p->kv_len >= longest || p->page_size >= longest) return "kv_len and page_size below 2^30";
     if (p->batch >= longest / 64 || p->kv_heads >= longest / 64) return "batch and kv_heads below 2^24";
     const attn_decode_shape shape = shape_of(p, 0, 1, 1);
     return p->batch == 0 || attn_decode_fits(&shape) ? NULL : "batch * kv_heads * kv_len below 2^34";
+}
+
+/* Where the batch alone keeps a Hopper device busy, several queries fill flash_fwd_sm90's tiles better
+ * (bench/notes/decode.md). Older devices have flash_fwd_sm80 instead, which is slower than this kernel. */
+extern const attn_kernel attn_flash_fwd_sm90;
+
+static const char *yields(const attn_problem *p, int cuda_device) {
+    const int64_t items = p->batch * p->kv_heads;
+    const int outdone = packed_rows(p) > ONE_TILE ? items > FEW_ITEMS : p->q_len > 1 && items >= MANY_ITEMS;
+    return outdone && !attn_kernel_refuses(&attn_flash_fwd_sm90, p, cuda_device)
+               ? "several queries and many sequences: flash_fwd_sm90 is faster" : NULL;
 }
 
 /* Does any item have parts to merge? */
@@ -223,5 +232,5 @@ const attn_kernel attn_decode_fwd_sm80 = {
     .summary = "split-KV decode on mma.sync: heads as rows, a stream of keys per warp, parts merged",
     .pass = ATTN_FORWARD, .device = ATTN_CUDA, .isa = 80,
     .dtypes = ATTN_DTYPE_BIT(ATTN_F16) | ATTN_DTYPE_BIT(ATTN_BF16), .features = ATTN_NEEDS_ALL,
-    .refuse = refuse, .prepare = prepare, .run = run, .schedule = schedule,
+    .refuse = refuse, .yields = yields, .prepare = prepare, .run = run, .schedule = schedule,
 };
