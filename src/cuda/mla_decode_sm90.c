@@ -24,10 +24,9 @@ static int64_t tiles_of(const attn_problem *p) {
 /* Neighbours that share the copies of K. */
 static int cluster_of(const attn_problem *p) { return tiles_of(p) % 2 ? 1 : 2; }
 
-/* Keys of one copy: what a block of the cluster fetches of a K tile, or less where pages are smaller. */
+/* Keys of one copy: a K tile's, or less where pages are smaller or cut it unevenly. */
 static int64_t box_rows(const attn_problem *p) {
-    const int64_t share = MLA_KEYS / cluster_of(p);
-    int64_t a = p->page_size ? p->page_size : share, b = share;
+    int64_t a = p->page_size ? p->page_size : MLA_KEYS, b = MLA_KEYS;
     while (b) {
         const int64_t rest = a % b;
         a = b;
@@ -67,7 +66,8 @@ static const char *refuse(const attn_problem *p) {
     const int64_t q_rows = p->packed_q ? p->q_total : p->q_len, q_batch = p->packed_q ? 1 : p->batch;
     const int64_t kv_rows = p->page_size ? p->page_size : p->packed_kv ? p->kv_total : p->kv_len;
     const int64_t kv_batch = p->page_size ? p->pages : p->packed_kv ? 1 : p->kv_batch;
-    if (!p->v_in_k || p->qk_dim != MLA_QK || p->v_dim != MLA_V) return "not MLA: needs qk_dim 576 and V in K, v_dim 512";
+    if (!p->v_in_k || p->qk_dim != MLA_QK || p->v_dim != MLA_V)
+        return "not MLA: needs qk_dim 576 and V in K, v_dim 512";
     if (p->q_len > MOST_QUERIES) return "more than 16 queries a sequence";
     if (!(p->scale > 0) || !isfinite(p->scale)) return "needs a positive scale";
     if (q_rows > limit || kv_rows > limit || p->kv_len > limit || p->batch > limit || p->q_heads > limit ||
@@ -86,10 +86,11 @@ static const char *refuse(const attn_problem *p) {
 /* ---- plan ---- */
 
 static const char *entry_of(const attn_problem *p) {
-    static const char *const names[2][3] = {
-        { "mla_decode_f16_single", "mla_decode_f16_several", "mla_decode_f16_pairs" },
-        { "mla_decode_bf16_single", "mla_decode_bf16_several", "mla_decode_bf16_pairs" } };
-    return names[p->dtype == ATTN_BF16][cluster_of(p) == 2 ? 2 : tiles_of(p) > 1];
+    static const char *const names[2][4] = {
+        { "mla_decode_f16_single", "mla_decode_f16_several", "mla_decode_f16_pair", "mla_decode_f16_pairs" },
+        { "mla_decode_bf16_single", "mla_decode_bf16_several", "mla_decode_bf16_pair", "mla_decode_bf16_pairs" } };
+    const int cluster = cluster_of(p);
+    return names[p->dtype == ATTN_BF16][2 * (cluster - 1) + (tiles_of(p) > cluster)];
 }
 
 static int64_t parts_bytes(const attn_plan *plan, const attn_decode_shape *shape) {
@@ -120,34 +121,61 @@ static attn_status schedule(const attn_plan *plan, const attn_tensors *lengths, 
 
 /* ---- run ---- */
 
-/* Boxes of 64 columns x 1 head x box_rows keys; keys past the end read as zeros. */
-static attn_status encode(cu_tensor_map *map, const attn_problem *p, const attn_tensors *t) {
+/* Columns by three dims of rows, in boxes of 64 columns x rows; what lies outside reads as zeros. */
+static attn_status encode(cu_tensor_map *map, attn_dtype dtype, const void *at, const int64_t extents[3],
+                          const int64_t elements[3], const uint32_t box[4], const char *name) {
     const attn_cuda_driver *driver = attn_cuda();
     if (!driver) return ATTN_DEVICE_ERROR;
+    uint64_t sizes[4] = { MLA_QK }, strides[3];
+    const uint32_t ones[4] = { 1, 1, 1, 1 };
+    for (int i = 0; i < 3; i++) {
+        sizes[i + 1] = extents[i] > 0 ? (uint64_t)extents[i] : 1;
+        strides[i] = extents[i] > 1 ? (uint64_t)elements[i] * 2 : 16;
+    }
+    const cu_result result = driver->TensorMapEncodeTiled(
+        map, dtype == ATTN_BF16 ? CU_MAP_BF16 : CU_MAP_F16, 4, (void *)(uintptr_t)at, sizes, strides, box, ones,
+        CU_MAP_INTERLEAVE_NONE, CU_MAP_SWIZZLE_128B, CU_MAP_L2_256B, CU_MAP_FILL_ZEROS);
+    if (!result) return ATTN_OK;
+    return attn_fail(ATTN_DEVICE_ERROR, "describing %s to the copy engine: %s", name, attn_cuda_error(driver, result));
+}
+
+static attn_status encode_k(cu_tensor_map *map, const attn_problem *p, const attn_tensors *t) {
     const int64_t rows = p->page_size ? p->page_size : p->packed_kv ? p->kv_total : p->kv_len;
     const int64_t batch = p->page_size ? p->pages : p->packed_kv ? 1 : p->kv_batch;
-    const int64_t extents[] = { MLA_QK, p->kv_heads, rows, batch };
+    const int64_t extents[] = { p->kv_heads, rows, batch };
     const int64_t elements[] = { p->k_stride.head, p->k_stride.seq, p->k_stride.batch };
-    uint64_t sizes[4], strides[3];
-    for (int i = 0; i < 4; i++) sizes[i] = extents[i] > 0 ? (uint64_t)extents[i] : 1;
-    for (int i = 0; i < 3; i++) strides[i] = extents[i + 1] > 1 ? (uint64_t)elements[i] * 2 : 16;
-    const uint32_t box[4] = { 64, 1, (uint32_t)box_rows(p), 1 }, ones[4] = { 1, 1, 1, 1 };
+    const uint32_t box[4] = { 64, 1, (uint32_t)box_rows(p), 1 };
     const int empty = rows <= 0 || batch <= 0;      /* nothing is read, but a map needs some address */
-    const cu_result result = driver->TensorMapEncodeTiled(
-        map, p->dtype == ATTN_BF16 ? CU_MAP_BF16 : CU_MAP_F16, 4, (void *)(uintptr_t)(empty ? t->q : t->k), sizes, strides,
-        box, ones, CU_MAP_INTERLEAVE_NONE, CU_MAP_SWIZZLE_128B, CU_MAP_L2_256B, CU_MAP_FILL_ZEROS);
-    if (!result) return ATTN_OK;
-    return attn_fail(ATTN_DEVICE_ERROR, "describing k to the copy engine: %s", attn_cuda_error(driver, result));
+    return encode(map, p->dtype, empty ? t->q : t->k, extents, elements, box, "k");
+}
+
+/* Row (query i, head h) of Q lies i * q_heads + h rows after the sequence's beginning: an item's rows are then evenly
+ * spaced if it has one query or all the heads. */
+static int q_even(const attn_problem *p) {
+    const attn_stride s = p->q_stride;
+    return s.head > 0 && (s.batch > 0 || p->batch == 1) && (p->q_len == 1 || p->kv_heads == 1) &&
+           ((p->q_len == 1 && !p->packed_q) || s.seq == p->q_heads * s.head);
+}
+
+static attn_status encode_q(cu_tensor_map *map, const attn_problem *p, const attn_tensors *t) {
+    const int64_t extents[] = { (p->packed_q ? p->q_total : p->q_len) * p->q_heads, p->packed_q ? 1 : p->batch, 1 };
+    const int64_t elements[] = { p->q_stride.head, p->q_stride.batch, 0 };
+    const uint32_t box[4] = { 64, MLA_ROWS, 1, 1 };
+    return encode(map, p->dtype, t->q, extents, elements, box, "q");
 }
 
 static attn_status launch_main(const attn_plan *plan, mla_decode_sm90_args *a, void *stream) {
-    cu_tensor_map map;
-    const attn_status status = encode(&map, &plan->problem, &a->tensors);
+    cu_tensor_map map, q_map;
+    attn_status status = encode_k(&map, &plan->problem, &a->tensors);
+    if (!status && a->q_even) status = encode_q(&q_map, &plan->problem, &a->tensors);
+    else q_map = map;
     if (status) return status;
     const int cluster = cluster_of(&plan->problem);
-    const attn_cuda_grid grid = { .blocks = (int64_t)a->shape.workers * a->tiles, .threads = MLA_THREADS,
-                                  .smem = MLA_SMEM, .cluster = cluster == 1 ? 0 : cluster, .overlap = 1 };
-    void *arguments[] = { &map, a };
+    int64_t workers = a->shape.workers;
+    if (!a->schedule) workers = (a->even.total - 1) / a->even.payload + 1;  /* those with work */
+    const attn_cuda_grid grid = { .blocks = workers * a->tiles, .threads = MLA_THREADS, .smem = MLA_SMEM,
+                                  .cluster = cluster == 1 ? 0 : cluster, .overlap = 1 };
+    void *arguments[] = { &map, &q_map, a };
     return attn_cuda_launch(plan, SLOT_MAIN, &grid, stream, arguments);
 }
 
@@ -169,7 +197,8 @@ static attn_status run(const attn_plan *plan, const attn_tensors *tensors, void 
         .problem = *p, .tensors = t, .scale_log2 = p->scale * 1.4426950408889634f,
         .shape = shape_of(p, plan->schedule[PLAN_WORKERS], plan->splits),
         .tiles = (int)tiles_of(p), .group = (int)(p->q_heads / p->kv_heads), .box_rows = (int)box_rows(p),
-        .cache_first = tiles_of(p) <= cluster_of(p) };
+        .q_even = q_even(p),
+        .cache_first = tiles_of(p) == 1 };
     char *parts = (char *)workspace + plan->schedule_bytes;
     a.o_part = (float *)(void *)parts;
     a.lse_part = a.o_part + attn_decode_parts_max(&a.shape) * a.tiles * MLA_ROWS * MLA_V;

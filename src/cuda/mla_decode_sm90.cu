@@ -1,6 +1,6 @@
-/* mla_decode_sm90.cu — multi-head latent attention decode for Hopper: K rows of 576, V their first 512 columns, 64 (query,
- * head) rows a block. One warpgroup feeds; two hold a half of O each and take turns at the K tiles' scores; pairs of
- * blocks share each K tile by multicast. docs/decode-and-mla.md explains the schedule. */
+/* mla_decode_sm90.cu — multi-head latent attention decode for Hopper: K rows of 576, V their first 512 columns, 64
+ * (query, head) rows a block. One warpgroup feeds; two hold a half of O each and take turns at the K tiles' scores;
+ * pairs of blocks share each K tile by multicast. docs/decode-and-mla.md explains the schedule. */
 #include "mla_decode_sm90_feed.h"
 
 /* A consumer's place. */
@@ -12,7 +12,7 @@ struct consumer {
     int high[2];                /* keys seen by both */
     int masked;                 /* from K tile number this on scores are masked */
     float c;
-    uint32_t own, other;        /* parities: of K in this warpgroup's buffer, of P in the other one's */
+    uint32_t own, other, q;     /* parities: of K in this warpgroup's buffer, of P in the other one's, of Q */
 };
 
 /* K tiles of a part go in turns to buffer 0 and 1; warpgroup g computes the scores of those in buffer g. */
@@ -24,12 +24,20 @@ struct softmax { float m[2], b[2], l[2]; };
 
 /* ---- scores and probabilities of this warpgroup's own K tiles ---- */
 
-/* Start chunks FIRST .. LAST - 1 of s = Q K^T as they land. */
-template <int BF16, int BUFFER, int FIRST, int LAST> ATTN_DEVICE void start_scores(const consumer &x, float (&s)[32]) {
-    const uint64_t q = wgmma_descriptor(x.base + AT_Q, 16), k = wgmma_descriptor(tile_at(x, BUFFER), 16);
+/* The same value, but the compiler doesn't know: it would keep the 72 operand addresses of one use for the next. */
+ATTN_DEVICE uint64_t renewed(uint64_t descriptor) {
+    asm volatile("" : "+l"(descriptor));
+    return descriptor;
+}
+
+/* Start chunks FIRST .. LAST - 1 of s = Q K^T as they land. expected 0: no K comes, s may become anything. */
+template <int BF16, int BUFFER, int FIRST, int LAST>
+ATTN_DEVICE void start_scores(const consumer &x, float (&s)[32], int expected = 1) {
+    const uint64_t q = renewed(wgmma_descriptor(x.base + AT_Q, 16));
+    const uint64_t k = renewed(wgmma_descriptor(tile_at(x, BUFFER), 16));
 #pragma unroll
     for (int d = FIRST; d < LAST; d++) {
-        mbarrier_wait(x.base + K_FULL + 8 * (MLA_CHUNKS * BUFFER + d), x.own);
+        if (expected) mbarrier_wait(x.base + K_FULL + 8 * (MLA_CHUNKS * BUFFER + d), x.own);
         wgmma_fence();
 #pragma unroll
         for (int e = 0; e < 4; e++)
@@ -63,8 +71,8 @@ ATTN_DEVICE void mask_scores(const consumer &x, float (&s)[32], int block) {
         if (column + e / 4 * 8 + e % 2 >= x.high[e / 2 % 2]) s[e] = -INF;
 }
 
-/* New maxima. @return whether O and l are due `factor` (the same for a warp); both go to the K tile's state. A row keeps
- * its old maximum while the new one is less than 2^8 above: P stays below 2^8, the quotient is the same. */
+/* New maxima. @return whether O and l are due `factor` (the same for a warp); both go to the K tile's state. A row
+ * keeps its old maximum while the new one is less than 2^8 above: P stays below 2^8, the quotient is the same. */
 ATTN_DEVICE int update_maxima(const consumer &x, uint32_t state, const float (&s)[32], softmax &r, float (&factor)[2]) {
     float m[2] = { r.m[0], r.m[1] };
 #pragma unroll
@@ -185,8 +193,8 @@ ATTN_DEVICE void start_own(const consumer &x, float (&o)[128], uint32_t (&p)[16]
 }
 
 /* The other warpgroup's tile: wait for its P; its maxima become ours. */
-template <int BF16, int G, int BUFFER>
-ATTN_DEVICE void start_other(consumer &x, int block, float (&o)[128], softmax &r, int accumulate, int &unclean) {
+template <int BUFFER>
+ATTN_DEVICE void adopt_other(consumer &x, int block, float (&o)[128], softmax &r, int accumulate, int &unclean) {
     const uint32_t state = state_at(x, BUFFER);
     mbarrier_wait(x.base + P_FULL + 8 * BUFFER, x.other);
     x.other ^= 1;
@@ -203,6 +211,10 @@ ATTN_DEVICE void start_other(consumer &x, int block, float (&o)[128], softmax &r
     }
     if (block >= x.masked)
         for (int w = 0; w < 4; w++) unclean |= (int)smem_load(state + STATE_UNCLEAN + 4 * w);
+}
+
+template <int BF16, int G, int BUFFER>
+ATTN_DEVICE void multiply_other(const consumer &x, float (&o)[128], int accumulate) {
     const uint64_t p = wgmma_descriptor(tile_at(x, BUFFER) + 8 * MLA_CHUNK, 16);
     const uint64_t v = wgmma_descriptor(tile_at(x, BUFFER) + G * 4 * MLA_CHUNK, MLA_CHUNK);
     registers_pin(o);
@@ -211,6 +223,12 @@ ATTN_DEVICE void start_other(consumer &x, int block, float (&o)[128], softmax &r
     for (int j = 0; j < 4; j++)
         wgmma_ss<BF16, 0, 1>(o, wgmma_advance(p, j * 32), wgmma_advance(v, j * 2048), j > 0 || accumulate);
     wgmma_commit();
+}
+
+template <int BF16, int G, int BUFFER>
+ATTN_DEVICE void start_other(consumer &x, int block, float (&o)[128], softmax &r, int accumulate, int &unclean) {
+    adopt_other<BUFFER>(x, block, o, r, accumulate, unclean);
+    multiply_other<BF16, G, BUFFER>(x, o, accumulate);
 }
 
 /* This half of the K tile has been read: every block of the cluster copies into it. */
@@ -235,12 +253,9 @@ template <int CLUSTER, int G, int BUFFER, int PENDING> ATTN_DEVICE void finish(c
 }
 
 /* The scores of the next a follow the batch on o that reads b: EAGER under it, if K has come. */
-#if !defined(MLA_ORDER)
-#define MLA_ORDER 2
-#endif
 template <int BF16, int CLUSTER, int EAGER>
 ATTN_DEVICE void finish_and_score(consumer &x, float (&o)[128], float (&s)[32]) {
-    if (EAGER && MLA_ORDER == 2 && mbarrier_ended(x.base + K_FULL + 8, x.own)) {
+    if (EAGER && mbarrier_ended(x.base + K_FULL + 8, x.own)) {
         start_scores<BF16, 0, 0, 2>(x, s);
         finish<CLUSTER, 0, 1, 2>(x, o);
     } else {
@@ -255,10 +270,13 @@ ATTN_DEVICE void finish_and_score(consumer &x, float (&o)[128], float (&s)[32]) 
 
 /* scores a | P a, O += P a V a, O += P b V b, scores of the next a | ... */
 template <int BF16, int CLUSTER, int EAGER>
-ATTN_DEVICE void walk_first(consumer &x, int first, int blocks, float (&o)[128], softmax &r, int &unclean) {
-    float s[32], factor[2];
-    start_scores<BF16, 0, 0, MLA_CHUNKS>(x, s);
-    wait_scores(x, s);
+ATTN_DEVICE void walk_first(consumer &x, int first, int blocks, float (&s)[32], float (&o)[128], softmax &r,
+                            int &unclean) {
+    float factor[2];
+    if (EAGER < 2) {
+        start_scores<BF16, 0, 0, MLA_CHUNKS>(x, s);
+        wait_scores(x, s);
+    }
 #pragma unroll 1
     for (int n = 0; n < blocks; n += 2) {
         uint32_t p[16];
@@ -273,13 +291,14 @@ ATTN_DEVICE void walk_first(consumer &x, int first, int blocks, float (&o)[128],
     }
 }
 
-/* EAGER: scores b | O += P a V a with P b meanwhile, O += P b V b, scores of the next b | ...
- * else O += P a V a, scores b, P b, O += P b V b: tile a isn't kept until b has come. */
+/* EAGER 1, 2: scores b | O += P a V a with P b meanwhile, O += P b V b, scores of the next b | ...
+ * 0: O += P a V a, scores b, P b, O += P b V b: tile a isn't kept until b has come. */
 template <int BF16, int CLUSTER, int EAGER>
-ATTN_DEVICE void walk_second(consumer &x, int first, int blocks, float (&o)[128], softmax &r, int &unclean) {
-    float s[32], factor[2];
+ATTN_DEVICE void walk_second(consumer &x, int first, int blocks, float (&s)[32], float (&o)[128], softmax &r,
+                             int &unclean) {
+    float factor[2];
     if (blocks < 2) release_q(x);
-    else if (EAGER) {
+    else if (EAGER == 1) {
         start_scores<BF16, 1, 0, MLA_CHUNKS>(x, s);
         wait_scores(x, s);
     }
@@ -420,18 +439,34 @@ ATTN_DEVICE void store_o(const mla_decode_sm90_args &a, const consumer &x, float
     store_row<BF16, 1>(o, to + second.o, second.written, inverse[1]);
 }
 
-template <int BF16, int CLUSTER, int EAGER>
-ATTN_DEVICE void consume(const mla_decode_sm90_args &a, uint32_t base, int tile, int warpgroup) {
+/* ---- a consumer's life ---- */
+
+/* EAGER 2: a part's first scores of this warpgroup are started under the end of the part before. No wgmma may be conditional:
+ * where a part has no tile for this warpgroup they run on what happens to be there, and nobody looks at them. */
+template <int BF16, int G> ATTN_DEVICE void start_part(consumer &x, uint32_t record, float (&s)[32]) {
+    const int blocks = PART(blocks);
+    if (blocks > 0) mbarrier_wait(x.base + Q_FULL, x.q);
+    start_scores<BF16, G, 0, MLA_CHUNKS>(x, s, blocks > G);
+}
+
+template <int BF16, int CLUSTER, int EAGER, int G>
+ATTN_DEVICE void consume(const mla_decode_sm90_args &a, uint32_t base, int tile) {
     const int thread = threadIdx.x & 127;
     consumer x = {};
     ring slot = { 0, 0 };
-    uint32_t q_parity = 0;
-    float o[128];
-    x.base = base, x.warpgroup = warpgroup, x.tile = tile, x.c = a.scale_log2;
+    float o[128], s[32];
+    x.base = base, x.warpgroup = G, x.tile = tile, x.c = a.scale_log2;
     x.row = thread / 32 * 16 + thread % 32 / 4;
+    uint32_t following = next_part(base, slot);
+    if (EAGER == 2) start_part<BF16, G>(x, following, s);
     for (;;) {
-        const uint32_t record = x.record = next_part(base, slot);
+        const uint32_t record = x.record = following;
         const int blocks = PART(blocks), row = tile * MLA_ROWS + x.row;
+        if (EAGER == 2) {
+            wgmma_wait<0>();
+            registers_pin(s);
+            x.own ^= blocks > G;
+        }
         if (blocks < 0) return;
         softmax r = { { -INF, -INF }, { 0.f, 0.f }, { 0.f, 0.f } };
         int unclean = 0;
@@ -439,39 +474,30 @@ ATTN_DEVICE void consume(const mla_decode_sm90_args &a, uint32_t base, int tile,
         x.high[0] = keys_seen(a, record, row / a.group), x.high[1] = keys_seen(a, record, (row + 8) / a.group);
         x.masked = PART(seen_by_all) / MLA_KEYS;
         if (blocks > 0) {
-            mbarrier_wait(base + Q_FULL, q_parity);
-            q_parity ^= 1;
-            if (warpgroup == 0) walk_first<BF16, CLUSTER, EAGER>(x, PART(first), blocks, o, r, unclean);
-            else walk_second<BF16, CLUSTER, EAGER>(x, PART(first), blocks, o, r, unclean);
-            if (unclean) add_unclean<BF16>(a, x, o);
+            if (EAGER < 2) mbarrier_wait(base + Q_FULL, x.q);
+            x.q ^= 1;
+            if (G == 0) walk_first<BF16, CLUSTER, EAGER>(x, PART(first), blocks, s, o, r, unclean);
+            else walk_second<BF16, CLUSTER, EAGER>(x, PART(first), blocks, s, o, r, unclean);
         }
-        close_rows(a, x, r, base + AT_SUMS + 512 * slot.index, inverse);
+        const ring here = slot;
+        ring_next<MLA_PART_SLOTS>(slot);
+        if (EAGER == 2) {
+            following = next_part(base, slot);
+            start_part<BF16, G>(x, following, s);
+        }
+        if (unclean) add_unclean<BF16>(a, x, o);
+        close_rows(a, x, r, base + AT_SUMS + 512 * here.index, inverse);
         store_o<BF16>(a, x, o, inverse);
         __syncwarp();
-        if (thread % 32 == 0) mbarrier_arrive(base + PART_EMPTY + 8 * slot.index);
-        ring_next<MLA_PART_SLOTS>(slot);
-    }
-}
-
-/* ---- a schedule made for another plan ---- */
-
-ATTN_DEVICE void write_nan(const mla_decode_sm90_args &a) {
-    const attn_problem &p = a.problem;
-    for (int64_t b = blockIdx.x; b < p.batch; b += gridDim.x) {
-        const attn_sequence s = attn_sequence_at(&p, &a.tensors, b);
-        for (int64_t row = 0; row < s.q_rows * p.q_heads; row++) {
-            const int64_t i = row / p.q_heads, h = row % p.q_heads;
-            uint16_t *o = (uint16_t *)a.tensors.o + attn_q_offset(&s, p.o_stride, i, h);
-            for (int d = threadIdx.x; d < MLA_V; d += MLA_THREADS) o[d] = 0x7fff;
-            if (a.tensors.lse && threadIdx.x == 0) a.tensors.lse[attn_lse_offset(&p, &s, i, h)] = NOT_A_NUMBER;
-        }
+        if (thread % 32 == 0) mbarrier_arrive(base + PART_EMPTY + 8 * here.index);
+        if (EAGER < 2) following = next_part(base, slot);
     }
 }
 
 /* ---- the kernels ---- */
 
 template <int CLUSTER> ATTN_DEVICE void make_barriers(uint32_t base) {
-    mbarrier_init(base + Q_FULL, 32);
+    mbarrier_init(base + Q_FULL, 1);
     mbarrier_init(base + Q_EMPTY, 8);
     for (int i = 0; i < MLA_BUFFERS * MLA_CHUNKS; i++) mbarrier_init(base + K_FULL + 8 * i, 1);
     for (int i = 0; i < MLA_BUFFERS; i++) {
@@ -487,16 +513,17 @@ template <int CLUSTER> ATTN_DEVICE void make_barriers(uint32_t base) {
 }
 
 template <int CLUSTER>
-ATTN_DEVICE void feed(const mla_decode_sm90_args &a, const CUtensorMap *map, uint32_t base, int worker, int tile) {
+ATTN_DEVICE void feed(const mla_decode_sm90_args &a, const CUtensorMap *map, const CUtensorMap *q_map, uint32_t base,
+                      int worker, int tile) {
     const int warp = threadIdx.x / 32;
-    if (warp == 3) gather_q(a, base, tile);
+    if (warp == 3) load_q(a, q_map, base, tile);
     else if (threadIdx.x == 64) walk(a, base, worker, tile);
     else if (threadIdx.x == 0) copy_keys<CLUSTER>(a, map, base, 0);
     else if (threadIdx.x == 32) copy_keys<CLUSTER>(a, map, base, 1);
 }
 
 template <int BF16, int CLUSTER, int EAGER>
-ATTN_DEVICE void block(const mla_decode_sm90_args &a, const CUtensorMap *map) {
+ATTN_DEVICE void block(const mla_decode_sm90_args &a, const CUtensorMap *map, const CUtensorMap *q_map) {
     extern __shared__ uint8_t memory[];
     const uint32_t base = (smem_address(memory) + 1023) & ~1023u;
     const int warpgroup = __shfl_sync(~0u, threadIdx.x / 128, 0);   /* tells the compiler that it is uniform */
@@ -504,18 +531,19 @@ ATTN_DEVICE void block(const mla_decode_sm90_args &a, const CUtensorMap *map) {
     if (threadIdx.x == 0) {
         make_barriers<CLUSTER>(base);
         tma_prefetch_map(map);
+        tma_prefetch_map(q_map);
     }
     if (CLUSTER > 1) cluster_sync();
     else __syncthreads();
     grid_wait();
     grid_release();
-    if (a.schedule && !attn_decode_valid(&a.shape, a.schedule)) write_nan(a);
     if (warpgroup == 0) {
         warpgroup_registers_give<56>();     /* 504 of a lane's in all */
-        feed<CLUSTER>(a, map, base, worker, tile);
+        feed<CLUSTER>(a, map, q_map, base, worker, tile);
     } else {
         warpgroup_registers_take<224>();
-        consume<BF16, CLUSTER, EAGER>(a, base, tile, warpgroup - 1);
+        if (warpgroup == 1) consume<BF16, CLUSTER, EAGER, 0>(a, base, tile);
+        else consume<BF16, CLUSTER, EAGER, 1>(a, base, tile);
     }
     if (CLUSTER > 1) {      /* no block ends while another one copies into it or arrives at its barriers */
         __syncwarp();
@@ -525,14 +553,17 @@ ATTN_DEVICE void block(const mla_decode_sm90_args &a, const CUtensorMap *map) {
 
 #define MLA_ENTRY(name, bf16, cluster, eager) \
     extern "C" __global__ void __launch_bounds__(MLA_THREADS, 1) \
-    name(const __grid_constant__ CUtensorMap map, const __grid_constant__ mla_decode_sm90_args a) { \
-        block<bf16, cluster, eager>(a, &map); \
+    name(const __grid_constant__ CUtensorMap map, const __grid_constant__ CUtensorMap q_map, \
+         const __grid_constant__ mla_decode_sm90_args a) { \
+        block<bf16, cluster, eager>(a, &map, &q_map); \
     }
 MLA_ENTRY(mla_decode_bf16_single, 1, 1, 0)
-MLA_ENTRY(mla_decode_bf16_several, 1, 1, 1)
-MLA_ENTRY(mla_decode_bf16_pairs, 1, 2, 1)
+MLA_ENTRY(mla_decode_bf16_several, 1, 1, 2)
+MLA_ENTRY(mla_decode_bf16_pair, 1, 2, 1)
+MLA_ENTRY(mla_decode_bf16_pairs, 1, 2, 2)
 #if !defined(MLA_ONLY_BF16)
 MLA_ENTRY(mla_decode_f16_single, 0, 1, 0)
-MLA_ENTRY(mla_decode_f16_several, 0, 1, 1)
-MLA_ENTRY(mla_decode_f16_pairs, 0, 2, 1)
+MLA_ENTRY(mla_decode_f16_several, 0, 1, 2)
+MLA_ENTRY(mla_decode_f16_pair, 0, 2, 1)
+MLA_ENTRY(mla_decode_f16_pairs, 0, 2, 2)
 #endif

@@ -33,7 +33,8 @@ typedef struct mla_decode_sm90_args {
     int    tiles;               /* blocks side by side on an item, 64 rows each */
     int    group;               /* query heads of a K/V head */
     int    box_rows;            /* keys of one copy */
+    int    q_even;              /* 1: the rows of an item lie evenly spaced in Q, as the map says */
     attn_decode_line even;      /* without a schedule */
-    int    cache_first;         /* 1: K is read once, L2 need not keep it */
+    int    cache_first;         /* 1: K is read once and not ahead, L2 need not keep it */
 } mla_decode_sm90_args;
 #endif

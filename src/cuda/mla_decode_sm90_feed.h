@@ -1,5 +1,5 @@
 /* mla_decode_sm90_feed.h — the feeding warpgroup of mla_decode_sm90.cu: a walker turns the schedule into parts, two
- * copiers keep the K tiles full, a warp gathers Q. Also what all roles share: the map of shared memory, the records. */
+ * copiers keep the K tiles full, a warp fetches Q. Also what all roles share: the map of shared memory, the records. */
 #ifndef ATTN_MLA_DECODE_SM90_FEED_H
 #define ATTN_MLA_DECODE_SM90_FEED_H
 #include "mla_decode_sm90.h"
@@ -51,7 +51,7 @@ template <int SLOTS> ATTN_DEVICE void ring_next(ring &r) {
 /* ---- parts ---- */
 
 struct part {
-    int blocks;                 /* K tiles; 0 = no row sees a key, -1 = no more parts */
+    int blocks;                 /* K tiles; 0 = no row sees a key, -1 = no more parts, -2 = and the schedule is foreign */
     int first;                  /* number of the first one in its sequence */
     int seen_by_all;            /* keys from here on are not seen by every row of the tile */
     int kv_len, shift, q_len, q_rows, sequence, head_kv;
@@ -131,12 +131,10 @@ ATTN_DEVICE attn_decode_slots slots_of(const mla_decode_sm90_args &a, int item) 
 ATTN_DEVICE void walk(const mla_decode_sm90_args &a, uint32_t base, int worker, int tile) {
     ring slot = { 0, 1 };
     part x = {};
-    attn_decode_work work = { 0, -1, 0, 0, 0, { 0, 0, 0 } };
-    if (a.schedule) {
-        if (attn_decode_valid(&a.shape, a.schedule)) work = attn_decode_works(a.schedule)[worker];
-    } else {
-        work = attn_decode_work_of(&a.shape, &a.even, worker);
-    }
+    attn_decode_work work =
+        a.schedule ? attn_decode_works(a.schedule)[worker] : attn_decode_work_of(&a.shape, &a.even, worker);
+    const int foreign = a.schedule && !attn_decode_valid(&a.shape, a.schedule);
+    if (foreign) work.first_item = 0, work.last_item = -1;
 #pragma unroll 1
     for (int item = work.first_item; item <= work.last_item; item++) {
         int seen;
@@ -157,72 +155,100 @@ ATTN_DEVICE void walk(const mla_decode_sm90_args &a, uint32_t base, int worker, 
             begin = stop;
         }
     }
-    x.blocks = -1;
+    x.blocks = foreign ? -2 : -1;
     emit(base, slot, x);
 }
 
 /* ---- copiers: a thread for each half feeds the copy engine ---- */
 
-template <int CLUSTER, int CACHE>
-ATTN_DEVICE void copy_box(uint32_t to, const CUtensorMap *map, uint32_t full, int column, int head, int row, int batch) {
-    if (CLUSTER == 1) tma_load<CACHE>(to, map, full, column, head, row, batch);
-    else tma_load_multicast<CACHE>(to, map, full, column, head, row, batch, (1 << CLUSTER) - 1);
+/* Where keys are in the tensor: row and batch (or slot and page) of key `row` of K tile `block`. */
+struct box { int seq, batch; };
+
+ATTN_DEVICE box box_at(const mla_decode_sm90_args &a, uint32_t record, int block, int row) {
+    const int32_t *pages = PART_PAGES;
+    box x = { PART(kv_first) + block * MLA_KEYS + row, PART(kv_batch) };
+    if (!pages) return x;
+    /* No table entry behind the last page is read. */
+    const int size = (int)a.problem.page_size, key = min(block * MLA_KEYS + row, PART(kv_len) - 1);
+    x.batch = pages[key / size];
+    if (x.batch < 0 || x.batch >= a.problem.pages) x.batch = 0;
+    x.seq = key % size / a.box_rows * a.box_rows;
+    return x;
 }
 
-/* Fetch this block's share of chunks first .. last - 1 of a K tile, for the whole cluster. */
-#if !defined(MLA_SHARE)
-#define MLA_SHARE 0     /* 0: 64 / CLUSTER keys of each chunk, 1: every other chunk */
-#endif
-template <int CLUSTER>
-ATTN_DEVICE void copy_chunks(const mla_decode_sm90_args &a, const CUtensorMap *map, uint32_t record, uint32_t tile,
-                             uint32_t full, int block, int first, int last) {
-    const int32_t *pages = PART_PAGES;
-    const int head = PART(head_kv), rank = CLUSTER == 1 ? 0 : (int)cluster_rank();
-    constexpr int KEYS = MLA_SHARE ? MLA_KEYS : MLA_KEYS / CLUSTER, STEP = MLA_SHARE ? CLUSTER : 1;
-    const int from = MLA_SHARE ? 0 : rank * KEYS, mine = MLA_SHARE ? first + ((first ^ rank) & (CLUSTER - 1)) : first;
+/* A copier: chunks first, first + CLUSTER, .. last - 1 of each K tile, in all blocks of the cluster; the cluster's other
+ * block has those in between. */
+struct copier {
+    const CUtensorMap *map;
+    uint32_t tile, full;        /* shared memory: of the K tile at hand */
+    int first, last, head;
+};
+
+template <int CLUSTER, int CACHE> ATTN_DEVICE void copy_box(const copier &x, int row, box from) {
 #pragma unroll 1
-    for (int d = first; d < last; d++) mbarrier_arrive_expect(full + 8 * d, MLA_CHUNK);
-#pragma unroll 1
-    for (int row = from; row < from + KEYS; row += a.box_rows) {
-        int seq = PART(kv_first) + block * MLA_KEYS + row, batch = PART(kv_batch);
-        if (pages) {                /* no table entry behind the last page is read */
-            const int size = (int)a.problem.page_size, key = min(block * MLA_KEYS + row, PART(kv_len) - 1);
-            batch = pages[key / size];
-            if (batch < 0 || batch >= a.problem.pages) batch = 0;
-            seq = key % size / a.box_rows * a.box_rows;
-        }
-#pragma unroll 1
-        for (int d = mine; d < last; d += STEP) {
-            const uint32_t to = tile + d * MLA_CHUNK + row * 128;
-            if (a.cache_first) copy_box<CLUSTER, TMA_CACHE_FIRST>(to, map, full + 8 * d, d * 64, head, seq, batch);
-            else copy_box<CLUSTER, TMA_CACHE_NORMAL>(to, map, full + 8 * d, d * 64, head, seq, batch);
-        }
+    for (int d = x.first; d < x.last; d += CLUSTER) {
+        const uint32_t to = x.tile + d * MLA_CHUNK + row * 128, full = x.full + 8 * d;
+        if (CLUSTER == 1) tma_load<CACHE>(to, x.map, full, d * 64, x.head, from.seq, from.batch);
+        else tma_load_multicast<CACHE>(to, x.map, full, d * 64, x.head, from.seq, from.batch, (1 << CLUSTER) - 1);
     }
 }
+template <int CLUSTER> ATTN_DEVICE void copy_tile(const mla_decode_sm90_args &a, const copier &x, int row, box from) {
+    if (a.cache_first) copy_box<CLUSTER, TMA_CACHE_FIRST>(x, row, from);
+    else copy_box<CLUSTER, TMA_CACHE_NORMAL>(x, row, from);
+}
+template <int CLUSTER> ATTN_DEVICE void prefetch_tile(const copier &x, box from) {
+#pragma unroll 1
+    for (int d = x.first; d < x.last; d += CLUSTER) tma_prefetch(x.map, d * 64, x.head, from.seq, from.batch);
+}
+
+/* Pairs bring K tiles to L2 this many ahead of their copy: giving a buffer back and its new contents' arrival lie on
+ * the critical path, and L2 is nearer than memory. A block by itself waits for memory as such: there it costs 8 %. */
+enum { MLA_AHEAD = 2 };
 
 template <int CLUSTER>
 ATTN_DEVICE void copy_keys(const mla_decode_sm90_args &a, const CUtensorMap *map, uint32_t base, int half) {
     ring slot = { 0, 0 };
     uint32_t parities = 3;          /* bit b: of the phase of buffer b that is waited for next */
+    const int rank = CLUSTER == 1 ? 0 : (int)cluster_rank(), first = half ? 4 : 0, last = half ? MLA_CHUNKS : 4;
+    copier x;
+    x.map = map, x.first = first + rank, x.last = last;
     for (;;) {
         const uint32_t record = next_part(base, slot);
-        const int blocks = PART(blocks), first = PART(first);
+        const int blocks = PART(blocks), begin = PART(first), whole = a.box_rows == MLA_KEYS;
         if (blocks < 0) return;
+        x.head = PART(head_kv);
+        box ahead[MLA_AHEAD + 1] = {};
+        if (whole) {
+#pragma unroll
+            for (int n = 0; n < MLA_AHEAD; n++) ahead[n] = box_at(a, record, begin + min(n, max(blocks - 1, 0)), 0);
+        }
 #pragma unroll 1
         for (int n = 0; n < blocks; n++) {
             const int buffer = n & 1, parity = parities >> buffer & 1;
-            const uint32_t tile = base + AT_K + buffer * MLA_TILE, full = base + K_FULL + 8 * MLA_CHUNKS * buffer;
+            x.tile = base + AT_K + buffer * MLA_TILE, x.full = base + K_FULL + 8 * MLA_CHUNKS * buffer;
             parities ^= 1u << buffer;
+            if (whole) ahead[MLA_AHEAD] = box_at(a, record, begin + min(n + MLA_AHEAD, blocks - 1), 0);
             /* The last chunk's place holds P, which both halves read. */
             if (half) mbarrier_wait(base + RIGHT_EMPTY + 8 * buffer, parity);
             mbarrier_wait(base + LEFT_EMPTY + 8 * buffer, parity);
-            copy_chunks<CLUSTER>(a, map, record, tile, full, first + n, half ? 4 : 0, half ? MLA_CHUNKS : 4);
+#pragma unroll 1
+            for (int d = first; d < last; d++) mbarrier_arrive_expect(x.full + 8 * d, MLA_CHUNK);
+            if (whole) {
+                copy_tile<CLUSTER>(a, x, 0, ahead[0]);
+                if (CLUSTER > 1 && n + MLA_AHEAD < blocks) prefetch_tile<CLUSTER>(x, ahead[MLA_AHEAD]);
+#pragma unroll
+                for (int i = 0; i < MLA_AHEAD; i++) ahead[i] = ahead[i + 1];
+            } else {
+#pragma unroll 1
+                for (int row = 0; row < MLA_KEYS; row += a.box_rows)
+                    copy_tile<CLUSTER>(a, x, row, box_at(a, record, begin + n, row));
+            }
         }
         release_part(base, slot);
     }
 }
 
-/* ---- Q: a warp gathers rows, whatever the heads and strides ---- */
+/* ---- Q: the copy engine where rows are evenly spaced, else a warp gathers them ---- */
 
 /* A row of the item; past its end, the last one. */
 ATTN_DEVICE const char *q_row(const mla_decode_sm90_args &a, uint32_t record, int row) {
@@ -234,37 +260,64 @@ ATTN_DEVICE const char *q_row(const mla_decode_sm90_args &a, uint32_t record, in
     return (const char *)a.tensors.q + 2 * at;
 }
 
-ATTN_DEVICE void gather_q(const mla_decode_sm90_args &a, uint32_t base, int tile) {
-    const int thread = threadIdx.x % 32;
+ATTN_DEVICE void gather_rows(const mla_decode_sm90_args &a, uint32_t base, uint32_t record, int tile, int lane) {
+    const int piece = lane % 8;
+#pragma unroll 1
+    for (int r = lane / 8; r < MLA_ROWS; r += 4) {
+        const char *from = q_row(a, record, tile * MLA_ROWS + r) + 16 * piece;
+        const uint32_t to = base + AT_Q + r * 128 + ((piece ^ (r & 7)) << 4);
+#pragma unroll
+        for (int d = 0; d < MLA_CHUNKS; d++) async_copy16(to + d * MLA_CHUNK, from + d * 128);
+    }
+    async_copies_wait();
+    async_proxy_fence();
+    __syncwarp();
+    if (lane == 0) mbarrier_arrive(base + Q_FULL);
+}
+
+/* q_map: rows of 576 numbers from the tensor's beginning on, 64 a box. */
+ATTN_DEVICE void copy_rows(const mla_decode_sm90_args &a, const CUtensorMap *q_map, uint32_t base, uint32_t record,
+                           int tile) {
+    const int heads = (int)a.problem.q_heads;
+    const int row = PART(q_first) * heads + PART(head_kv) * a.group + tile * MLA_ROWS;
+    mbarrier_arrive_expect(base + Q_FULL, MLA_TILE);
+#pragma unroll 1
+    for (int d = 0; d < MLA_CHUNKS; d++)
+        tma_load<TMA_CACHE_NORMAL>(base + AT_Q + d * MLA_CHUNK, q_map, base + Q_FULL, d * 64, row, PART(q_batch), 0);
+}
+
+/* The answer to a schedule made for another plan. */
+ATTN_DEVICE void write_nan(const mla_decode_sm90_args &a, int lane) {
+    const attn_problem &p = a.problem;
+#pragma unroll 1
+    for (int64_t b = blockIdx.x; b < p.batch; b += gridDim.x) {
+        const attn_sequence s = attn_sequence_at(&p, &a.tensors, b);
+        for (int64_t row = 0; row < s.q_rows * p.q_heads; row++) {
+            const int64_t i = row / p.q_heads, h = row % p.q_heads;
+            uint16_t *o = (uint16_t *)a.tensors.o + attn_q_offset(&s, p.o_stride, i, h);
+            for (int d = lane; d < MLA_V; d += 32) o[d] = 0x7fff;
+            if (a.tensors.lse && lane == 0) a.tensors.lse[attn_lse_offset(&p, &s, i, h)] = NOT_A_NUMBER;
+        }
+    }
+}
+
+ATTN_DEVICE void load_q(const mla_decode_sm90_args &a, const CUtensorMap *q_map, uint32_t base, int tile) {
+    const int lane = threadIdx.x % 32;
     ring slot = { 0, 0 };
     uint32_t parity = 1;
     for (;;) {
         const uint32_t record = next_part(base, slot);
         const int blocks = PART(blocks);
+        if (blocks == -2) write_nan(a, lane);
         if (blocks < 0) return;
         if (blocks > 0) {
-            const int piece = thread % 8;
-#pragma unroll 1
-            for (int r = thread / 8; r < MLA_ROWS; r += 4) {    /* while the part before is at work */
-                const char *from = q_row(a, record, tile * MLA_ROWS + r);
-                if (piece < MLA_CHUNKS - 8) prefetch_l2(from + 8 * 128);
-                prefetch_l2(from + piece * 128);
-            }
             mbarrier_wait(base + Q_EMPTY, parity);
             parity ^= 1;
-#pragma unroll 1
-            for (int r = thread / 8; r < MLA_ROWS; r += 4) {
-                const char *from = q_row(a, record, tile * MLA_ROWS + r) + 16 * piece;
-                const uint32_t to = base + AT_Q + r * 128 + ((piece ^ (r & 7)) << 4);
-#pragma unroll
-                for (int d = 0; d < MLA_CHUNKS; d++) async_copy16(to + d * MLA_CHUNK, from + d * 128);
-            }
-            async_copies_wait();
-            async_proxy_fence();
-            mbarrier_arrive(base + Q_FULL);
+            if (!a.q_even) gather_rows(a, base, record, tile, lane);
+            else if (lane == 0) copy_rows(a, q_map, base, record, tile);
         }
         __syncwarp();
-        if (thread == 0) mbarrier_arrive(base + PART_EMPTY + 8 * slot.index);
+        if (lane == 0) mbarrier_arrive(base + PART_EMPTY + 8 * slot.index);
         ring_next<MLA_PART_SLOTS>(slot);
     }
 }

@@ -1,5 +1,5 @@
-/* ptx_mla_sm90.h — PTX instructions of mla_decode_sm90.cu beyond those of ptx_sm90.h: clusters of two blocks, copies that
- * land in both, gathered copies, fragments to shared memory, chained launches. Same conventions as there. */
+/* ptx_mla_sm90.h — PTX instructions of mla_decode_sm90.cu beyond those of ptx_sm90.h: clusters of two blocks, copies
+ * that land in both, gathered copies, fragments to shared memory, chained launches. Same conventions as there. */
 #ifndef ATTN_PTX_MLA_SM90_H
 #define ATTN_PTX_MLA_SM90_H
 #include "ptx_sm90.h"
@@ -32,8 +32,6 @@ ATTN_DEVICE int mbarrier_ended(uint32_t barrier, uint32_t parity) {
 
 /* ---- copies ---- */
 
-/* The 128 bytes at `at` will be read soon. */
-ATTN_DEVICE void prefetch_l2(const void *at) { asm volatile("prefetch.global.L2 [%0];" :: "l"(at) : "memory"); }
 
 /* As tma_load, into every block whose bit is in `blocks`, at the same address, each block's own barrier told. */
 template <int CACHE>
@@ -43,6 +41,11 @@ ATTN_DEVICE void tma_load_multicast(uint32_t to, const CUtensorMap *map, uint32_
                  ".L2::cache_hint [%0], [%1, {%3, %4, %5, %6}], [%2], %8, %7;"
                  :: "r"(to), "l"(map), "r"(barrier), "r"(c0), "r"(c1), "r"(c2), "r"(c3),
                     "l"(tma_cache_policy<CACHE>()), "h"((uint16_t)blocks) : "memory");
+}
+/* A box that tma_load will fetch: bring it to L2. */
+ATTN_DEVICE void tma_prefetch(const CUtensorMap *map, int c0, int c1, int c2, int c3) {
+    asm volatile("cp.async.bulk.prefetch.tensor.4d.L2.global [%0, {%1, %2, %3, %4}];"
+                 :: "l"(map), "r"(c0), "r"(c1), "r"(c2), "r"(c3) : "memory");
 }
 /* 16 bytes of global memory, asynchronously; async_copies_wait: this thread's have landed. */
 ATTN_DEVICE void async_copy16(uint32_t to, const void *from) {
