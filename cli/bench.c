@@ -13,8 +13,9 @@ enum { MOST_THREADS = 16 };
 static const cli_option bench_options[] = {
     { .name = "vs", .type = CLI_CHOICE, .argument = "LIST", .choices = "openblas naive", .list = 1,
       .summary = "Also time a GEMM library: openblas = blocked as frameworks do, naive = with the whole score matrix." },
-    { .name = "suite", .type = CLI_CHOICE, .argument = "NAME", .choices = bench_suite_names,
-      .summary = "Run a set of problems instead; table prints every speed target with what was measured." },
+    { .name = "suite", .type = CLI_CHOICE, .argument = "LIST", .choices = bench_suite_names, .list = 1,
+      .summary = "Run sets of problems instead; table prints every speed target with what was measured. decode and mla "
+                 "run on a GPU if there is one, unless --backend cpu." },
     { .name = "samples", .type = CLI_INTEGER, .argument = "N", .low = 1, .high = BENCH_SAMPLES / 3,
       .summary = "Undisturbed samples of each contender, taken in alternating rounds (5)." },
     { .name = "sample-ms", .type = CLI_REAL, .argument = "X",
@@ -130,8 +131,11 @@ static int run(const cli_arguments *a) {
     request.thread_counts = threads_of(a, threads);
     request.options.splits = (int32_t)cli_integer(a, "splits", 0);
     request.options.cuda_device = (int32_t)cli_integer(a, "device", 0);
-    if (cli_given(a, "suite")) code = bench_suite(cli_choice(a, "suite", 0), a, &request, &table);
-    else code = run_named(a, &request, &table);
+    for (int i = 0; i < cli_given(a, "suite"); i++) {
+        const int one = bench_suite(cli_choice(a, "suite", i), a, &request, &table);
+        if (one) code = one;
+    }
+    if (!cli_given(a, "suite")) code = run_named(a, &request, &table);
     if (code != CLI_USAGE) {
         if (cli_given(a, "vs") && *openblas_core())
             bench_show("OpenBLAS core: %s, one thread per GEMM\n", openblas_core());

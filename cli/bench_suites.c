@@ -66,7 +66,7 @@ static int on_gpu(const cli_arguments *a) {
 
 int bench_suite(int suite, const cli_arguments *a, const bench_request *common, bench_table *table) {
     int ladder[16], code = CLI_OK;
-    if (suite == SUITE_DECODE && cli_choice(a, "backend", 0)) return bench_gqa(a);
+    if (suite == SUITE_DECODE && on_gpu(a)) return bench_gqa(a);
     if (suite == SUITE_TABLE) return bench_targets(a, common, table);
     if (suite == SUITE_MLA && on_gpu(a)) return bench_decode(1, a, common);
     if (suite == SUITE_DEMO) return bench_demo(cli_text(a, "in"), table);
