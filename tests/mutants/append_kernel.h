@@ -118,12 +118,20 @@ static int64_t slot_place(const append_kernel *kernel, const attn_tensors *t, at
     return page * s.batch + slot % p->page_size * s.seq;
 }
 
+/* One past the last element of the cache as it is. A wrong append that would write farther away writes here instead:
+ * behind the tensor, where the checker looks, and not into memory that is somebody else's. */
+static int64_t cache_end(const attn_problem *p, attn_stride s, int64_t dim) {
+    const int64_t rows = p->page_size ? p->pages : p->kv_batch, slots = p->page_size ? p->page_size : p->kv_len;
+    return (rows - 1) * s.batch + (slots - 1) * s.seq + (p->kv_heads - 1) * s.head + dim;
+}
+
 static void append_sequence(const append_kernel *kernel, const attn_tensors *t, int64_t b, int is_v) {
     const attn_problem *p = &kernel->problem;
     const int packed = p->packed_new && !BUG(packed_ignored);
     const attn_stride n = is_v ? p->v_new_stride : p->k_new_stride;
     attn_stride s = is_v && !BUG(v_by_k_strides) ? p->v_stride : p->k_stride;
     const int64_t dim = is_v ? p->v_dim : p->qk_dim, old = p->has_seqused_kv ? t->seqused_kv[b] : 0;
+    const int64_t end = cache_end(p, is_v ? p->v_stride : p->k_stride, dim);
     int64_t rows = count_of(p, p->packed_new ? t->cu_seqlens_new : NULL, b, p->new_len);
     int64_t slot = BUG(slot_zero) ? 0 : old + BUG(slot_late) - BUG(slot_early);
     if (BUG(head_stride)) s.head = dim;
@@ -139,8 +147,9 @@ static void append_sequence(const append_kernel *kernel, const attn_tensors *t, 
         if (p->rotary_dim && p->has_rotary_offsets && !BUG(offsets_ignored)) position += t->rotary_offsets[b];
         if ((is_v && !(BUG(rotates_v) && p->rotary_first + p->rotary_dim <= dim)) || BUG(rotary_ignored)) position = -1;
         for (int64_t h = 0; place >= 0 && h < p->kv_heads; h++) {
+            const int64_t to_at = place + h * s.head;
             const move m = { .from = is_v ? t->v_new : t->k_new, .to = (void *)(uintptr_t)(is_v ? t->v : t->k),
-                             .from_at = batch * n.batch + row * n.seq + h * n.head, .to_at = place + h * s.head,
+                             .from_at = batch * n.batch + row * n.seq + h * n.head, .to_at = to_at < end ? to_at : end,
                              .dim = dim, .position = position };
             if (i >= rows) for (int64_t d = 0; d < dim; d++) attn_store(m.to, p->dtype, m.to_at + d, 0);
             else move_row(kernel, t, &m);
