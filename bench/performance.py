@@ -95,11 +95,13 @@ def readme(path, results):
     also = ""
     if gqa and mla:
         shares = [float(row[3]) for row in gqa if " b1 8k" not in row[0] and row[0].startswith("GQA")]
-        two = [row for row in mla if row[0].endswith("q2")]
+        def span(belongs):
+            ratios = [float(row[4]) for row in mla if belongs(row[0])]
+            return f"{min(ratios):.2f} to {max(ratios):.2f}"
         also = (f" Decoding with one query a sequence reads long caches at {min(shares):.0f} to {max(shares):.0f} % of the card's "
-                f"read rate; MLA with 128 heads and two queries runs at {min(float(r[2]) for r in two):.0f} to "
-                f"{max(float(r[2]) for r in two):.0f} TFLOP/s, {min(float(r[4]) for r in two):.2f} to "
-                f"{max(float(r[4]) for r in two):.2f} × FlashMLA.")
+                f"read rate. MLA against FlashMLA's figures: 128 sequences of 128 heads {span(lambda n: n.endswith('q2'))} × with two "
+                f"queries, {span(lambda n: n.startswith('h128 b128') and not n.endswith('q2'))} × with one; 16 to 64 heads "
+                f"{span(lambda n: not n.startswith('h128'))} ×, a single sequence {span(lambda n: ' b1 ' in n)} ×.")
     return (f"Forward, TFLOP/s by sequence length, and in brackets the ratio to cuDNN in the same run "
             f"({summary(results, OURS, CUDNN)}):\n\n{table(results, OURS, CUDNN)}\n\n"
             f"{source(path, results.data)}.{also} [More](docs/performance.md).")

@@ -1,4 +1,4 @@
-/* bench_decode.c — the tables of attn bench --suite decode and mla: decoding on a GPU beside measured figures of others.
+/* bench_decode.c — the table of attn bench --suite mla: MLA decoding on a GPU beside FlashMLA's measured figures.
  * Each row is checked on sampled rows of O, then timed by events with a cold L2, median of many: once with the
  * schedule made beforehand (as for all layers but the first of a step), once with it made in the run. */
 #include "bench_decode.h"
@@ -103,10 +103,9 @@ static int run_row(const decode_row *row, const bench_request *common) {
     return code;
 }
 
-int bench_decode(int mla, const cli_arguments *a, const bench_request *common) {
+int bench_mla(const cli_arguments *a, const bench_request *common) {
     const check_memory *memory;
     int code = CLI_OK;
-    if (!mla) return CLI_OK;
     if (gpu_session_memory(ATTN_CUDA, a, &memory)) return CLI_USAGE;
     check_gpu_info info;
     char why[256];

@@ -1,4 +1,4 @@
-/* bench_decode.h — attn bench --suite decode and mla: decoding on a GPU over caches that fill it. */
+/* bench_decode.h — attn bench --suite mla: decoding steps on a GPU over caches that fill it. */
 #ifndef CLI_BENCH_DECODE_H
 #define CLI_BENCH_DECODE_H
 #include "bench.h"
@@ -40,6 +40,6 @@ struct decode_row {
     int     unit;                   /* of peer_figure, DECODE_... */
 };
 
-/* bench_decode.c: every row of suite "decode" (mla 0) or "mla" (1). */
-int bench_decode(int mla, const cli_arguments *a, const bench_request *common);
+/* bench_decode.c: every row of suite mla. @return CLI_OK, or what went wrong. */
+int bench_mla(const cli_arguments *a, const bench_request *common);
 #endif

@@ -68,7 +68,7 @@ int bench_suite(int suite, const cli_arguments *a, const bench_request *common, 
     int ladder[16], code = CLI_OK;
     if (suite == SUITE_DECODE && on_gpu(a)) return bench_gqa(a);
     if (suite == SUITE_TABLE) return bench_targets(a, common, table);
-    if (suite == SUITE_MLA && on_gpu(a)) return bench_decode(1, a, common);
+    if (suite == SUITE_MLA && on_gpu(a)) return bench_mla(a, common);
     if (suite == SUITE_DEMO) return bench_demo(cli_text(a, "in"), table);
     contender_list contenders;
     bench_request request = *common;
