@@ -65,6 +65,18 @@ def _vector(x, name, length, dtype, device):
 
 # ---- one call -----------------------------------------------------------------------------------------------
 
+def _paged(p, k, block_table):
+    """Check a block table and make p's pages those of k, [pages, page_size, heads, dim]. @return a view of the table."""
+    table = view(block_table, "block_table")
+    if table.dtype != "int32" or len(table.shape) != 2 or table.shape[0] != p.batch:
+        raise ValueError(f"block_table: expected int32 [batch = {p.batch}, pages], got {table.shape}")
+    if table.shape[1] > 1 and table.strides[1] != 1:
+        raise ValueError("block_table: the last dim must be contiguous")
+    p.pages, p.page_size = k.shape[0], k.shape[1]
+    p.block_table_cols, p.block_table_stride = table.shape[1], max(table.strides[0], table.shape[1])
+    return table
+
+
 class _Call:
     """Problem and tensors of one call, filled option by option."""
 
@@ -127,13 +139,7 @@ class _Call:
 
     def _pages(self, block_table, max_kv_len):
         p, k = self.problem, self.k
-        table = view(block_table, "block_table")
-        if table.dtype != "int32" or len(table.shape) != 2 or table.shape[0] != p.batch:
-            raise ValueError(f"block_table: expected int32 [batch = {p.batch}, pages], got {table.shape}")
-        if table.shape[1] > 1 and table.strides[1] != 1:
-            raise ValueError("block_table: the last dim must be contiguous")
-        p.pages, p.page_size = k.shape[0], k.shape[1]
-        p.block_table_cols, p.block_table_stride = table.shape[1], max(table.strides[0], table.shape[1])
+        table = _paged(p, k, block_table)
         p.kv_len = max_kv_len if max_kv_len is not None else table.shape[1] * k.shape[1]
         self.tensors.block_table = self._keep(table)
 

@@ -2,7 +2,7 @@
 import ctypes as c
 
 from . import _library as L
-from ._api import _DTYPE_NAMES, _axes, _check_last, _execute, _stride, _vector
+from ._api import _DTYPE_NAMES, _axes, _check_last, _execute, _paged, _stride, _vector
 from ._arrays import is_torch, like, view
 from ._autograd import refuse_gradients
 from ._ready import append_ready, arrays_signature, ready_calls
@@ -80,13 +80,7 @@ class _Append:
         if block_table is None:
             p.kv_batch, p.kv_len = k.shape[0], k.shape[axes[1]]
         else:
-            table = view(block_table, "block_table")
-            if table.dtype != "int32" or len(table.shape) != 2 or table.shape[0] != p.batch:
-                raise ValueError(f"block_table: expected int32 [batch = {p.batch}, pages], got {table.shape}")
-            if table.shape[1] > 1 and table.strides[1] != 1:
-                raise ValueError("block_table: the last dim must be contiguous")
-            p.pages, p.page_size = k.shape[0], k.shape[1]
-            p.block_table_cols, p.block_table_stride = table.shape[1], max(table.strides[0], table.shape[1])
+            table = _paged(p, k, block_table)
             p.kv_len = table.shape[1] * k.shape[1]
             self.tensors.block_table = self._pointer(table)
         p.k_stride = _stride(k, axes)
