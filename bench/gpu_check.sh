@@ -135,6 +135,11 @@ bench_bf16() {
     done
 }
 
+# Long caches, beside the peers' figures: the table here, the same rows as JSON in a file of their own.
+suite() {
+    step "bench-$1" 90 "$build/attn" bench --backend cuda --suite "$1" --json "${results%.txt}-$1.json"
+}
+
 peers() {
     command -v python3 >/dev/null && python3 -c 'import torch' 2>/dev/null || { skip peers "no PyTorch"; return; }
     step peers 200 python3 "$root/bench/peers_torch.py" --library "$build/libattn.so" --kernels all --commit "$commit" \
@@ -198,8 +203,8 @@ timed_section() {
             step python-overhead 40 env ATTN_LIBRARY="$build/libattn.so" python3 "$root/bench/python_overhead.py" --cuda
         ;;
     bench) bench_bf16 ;;
-    decode) step bench-decode 90 "$build/attn" bench --backend cuda --suite decode ;;
-    mla) step bench-mla 90 "$build/attn" bench --backend cuda --suite mla ;;
+    decode) suite decode ;;
+    mla) suite mla ;;
     f32) step bench-f32 60 "$build/attn" bench --backend cuda --dtype f32 --b 2 --hq 16 --sq 8k --d 128 --samples 5 \
              --sample-ms 20 --budget 8 ;;
     peers) peers ;;

@@ -67,26 +67,52 @@ def source(path, data):
             f"alternating rounds of one process, medians; `{path.relative_to(ROOT)}`, commit {data['commit']}")
 
 
+# A row of the decode and MLA suites, as `attn bench` prints it now, and as it did before both had one table.
+ROW = re.compile(
+    r"^(?P<name>GQA .+?|  paged .+?|h\d+ b\d+ .+?) {2,}(?P<time>[\d.]+ us) +(?P<rate>[\d.]+) GB/s +"
+    r"(?:(?P<share>[\d.]+) %|-) +(?P<tflops>[\d.]+) TFLOP/s +(?:\w+ (?P<peer>\S+ \S+) +(?P<ratio>[\d.]+)|- +-) +"
+    r"(?P<must>\S+ \S+) +(?P<goal>\S+ \S+) +(?P<measured>\S+ \S+|-) +(?P<result>goal|must|MISSED|-) ", re.M)
+OLD_GQA = re.compile(
+    r"^(?P<name>GQA .+?|  paged .+?) {2,}(?P<time>[\d.]+ us) +(?P<rate>[\d.]+) GB/s +(?P<share>[\d.]+) % +"
+    r"(?:cuDNN (?P<peer>\S+ \S+) +(?P<ratio>[\d.]+)|- +-)", re.M)
+OLD_MLA = re.compile(
+    r"^(?P<name>h\d+ b\d+ .+?) {2,}(?P<time>[\d.]+ us) +(?P<tflops>[\d.]+) TFLOP/s +(?P<rate>[\d.]+) GB/s .*?"
+    r" peer +[\d.]+ +x(?P<ratio>[\d.]+)", re.M)
+
+
 def suites(path):
     """Rows of the decode and MLA suites, out of the text beside the JSON file."""
     text = path.with_suffix(".txt").read_text()
-    gqa = re.findall(r"^(GQA .+?|  paged .+?) {2,}([\d.]+ us) +([\d.]+) GB/s +([\d.]+) % +(?:cuDNN (\S+ \S+) +([\d.]+)|- +-)", text, re.M)
-    mla = re.findall(r"^(h\d+ b\d+ .+?) {2,}([\d.]+ us) +([\d.]+) TFLOP/s +([\d.]+) GB/s .*? peer +[\d.]+ +x([\d.]+)", text, re.M)
-    return gqa, mla
+    rows = [m.groupdict() for m in ROW.finditer(text)]
+    if not rows:
+        return [[m.groupdict() for m in old.finditer(text)] for old in (OLD_GQA, OLD_MLA)]
+    return [[r for r in rows if r["name"].startswith("h") == is_mla] for is_mla in (False, True)]
+
+
+def suite_table(rows, columns):
+    """columns: (heading, template) pairs; must, goal and result follow where the rows have them."""
+    if rows[0].get("result"):
+        columns = columns + [(name, "{" + name + "}") for name in ("must", "goal", "measured", "result")]
+    lines = ["| " + " | ".join(heading for heading, _ in columns) + " |", "|---" * len(columns) + "|"]
+    for row in rows:
+        shown = {name: (value or "–").strip() for name, value in row.items()}
+        lines.append("| " + " | ".join(template.format(**shown) for _, template in columns) + " |")
+    return "\n".join(lines).replace("|  |", "| |", 1)
 
 
 def decoding(path):
     (gqa, mla), out = suites(path), ""
     if gqa:
-        out += ("\n\n## Decoding: one query a sequence\n\n`attn bench --backend cuda --suite decode`; the peer's figure is an earlier "
-                "measurement on such a card.\n\n| | time | K, V read | of the card's read rate | cuDNN | ratio |\n|---|---|---|---|---|---|\n")
-        out += "\n".join(f"| {name.strip()} | {time} | {rate} GB/s | {share} % | {peer or '–'} | {ratio or '–'} |"
-                         for name, time, rate, share, peer, ratio in gqa)
+        out += ("\n\n## Decoding: one query a sequence\n\n`attn bench --backend cuda --suite decode`; the peer's "
+                "figure is an earlier measurement on such a card.\n\n")
+        out += suite_table(gqa, [("", "{name}"), ("time", "{time}"), ("K, V read", "{rate} GB/s"),
+                                 ("of the card's read rate", "{share} %"), ("cuDNN", "{peer}"), ("ratio", "{ratio}")])
     if mla:
-        out += ("\n\n## MLA: 576-wide keys, values their first 512 columns, pages of 64\n\n`attn bench --backend cuda --suite mla`; the "
-                "ratio is to FlashMLA's figures from an earlier measurement on such a card, merge included, schedule not, on both sides."
-                "\n\n| | time | TFLOP/s | GB/s | ratio |\n|---|---|---|---|---|\n")
-        out += "\n".join(f"| {name.strip()} | {time} | {tflops} | {rate} | {ratio} |" for name, time, tflops, rate, ratio in mla)
+        out += ("\n\n## MLA: 576-wide keys, values their first 512 columns, pages of 64\n\n`attn bench --backend cuda "
+                "--suite mla`; the ratio is to FlashMLA's figures from an earlier measurement on such a card, merge "
+                "included, schedule not, on both sides.\n\n")
+        out += suite_table(mla, [("", "{name}"), ("time", "{time}"), ("TFLOP/s", "{tflops}"), ("GB/s", "{rate}"),
+                                 ("ratio", "{ratio}")])
     return out
 
 
@@ -94,13 +120,16 @@ def readme(path, results):
     gqa, mla = suites(path)
     also = ""
     if gqa and mla:
-        shares = [float(row[3]) for row in gqa if " b1 8k" not in row[0] and row[0].startswith("GQA")]
+        shares = [float(r["share"]) for r in gqa
+                  if r["share"] and r["name"].startswith("GQA") and " b1 8k" not in r["name"]]
+
         def span(belongs):
-            ratios = [float(row[4]) for row in mla if belongs(row[0])]
+            ratios = [float(r["ratio"]) for r in mla if belongs(r["name"])]
             return f"{min(ratios):.2f} to {max(ratios):.2f}"
-        also = (f" Decoding with one query a sequence reads long caches at {min(shares):.0f} to {max(shares):.0f} % of the card's "
-                f"read rate. MLA against FlashMLA's figures: 128 sequences of 128 heads {span(lambda n: n.endswith('q2'))} × with two "
-                f"queries, {span(lambda n: n.startswith('h128 b128') and not n.endswith('q2'))} × with one; 16 to 64 heads "
+        also = (f" Decoding with one query a sequence reads long caches at {min(shares):.0f} to "
+                f"{max(shares):.0f} % of the card's read rate. MLA against FlashMLA's figures: 128 sequences of 128 "
+                f"heads {span(lambda n: n.endswith('q2'))} × with two queries, "
+                f"{span(lambda n: n.startswith('h128 b128') and not n.endswith('q2'))} × with one; 16 to 64 heads "
                 f"{span(lambda n: not n.startswith('h128'))} ×, a single sequence {span(lambda n: ' b1 ' in n)} ×.")
     return (f"Forward, TFLOP/s by sequence length, and in brackets the ratio to cuDNN in the same run "
             f"({summary(results, OURS, CUDNN)}):\n\n{table(results, OURS, CUDNN)}\n\n"

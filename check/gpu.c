@@ -3,16 +3,17 @@
 #include "cuda/driver.h"
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
-enum { EVENTS = 64 };               /* pairs in flight while timing */
+enum { FLUSH_BYTES = 256 << 20 };   /* as do_bench: a flush long enough for the host to queue what comes behind it */
 
 struct check_gpu {
     const attn_cuda_driver *driver;
     cu_device  device;
     cu_context context;
     cu_stream  stream;
-    cu_event   start[EVENTS], stop[EVENTS];
-    cu_pointer flush;               /* twice the L2 cache, overwritten to empty it; 0 until needed */
+    cu_event   flushing[CHECK_GPU_RUNS], start[CHECK_GPU_RUNS], stop[CHECK_GPU_RUNS];
+    cu_pointer flush;               /* overwritten to empty the L2 cache; 0 until needed */
     size_t     flush_bytes;
     cu_result  error;               /* the first one */
     check_gpu_info info;
@@ -60,8 +61,9 @@ static cu_result start(check_gpu *gpu, int ordinal) {
     if (!result) result = d->DevicePrimaryCtxRetain(&gpu->context, gpu->device);
     if (!result) result = d->CtxPushCurrent(gpu->context);
     if (!result) result = d->StreamCreate(&gpu->stream, 0);
-    for (int i = 0; i < EVENTS && !result; i++) {
-        result = d->EventCreate(&gpu->start[i], 0);
+    for (int i = 0; i < CHECK_GPU_RUNS && !result; i++) {
+        result = d->EventCreate(&gpu->flushing[i], 0);
+        if (!result) result = d->EventCreate(&gpu->start[i], 0);
         if (!result) result = d->EventCreate(&gpu->stop[i], 0);
     }
     return result;
@@ -90,7 +92,8 @@ void check_gpu_close(check_gpu *gpu) {
     if (!gpu) return;
     const attn_cuda_driver *d = gpu->driver;
     cu_context popped;
-    for (int i = 0; i < EVENTS; i++) {
+    for (int i = 0; i < CHECK_GPU_RUNS; i++) {
+        if (gpu->flushing[i]) (void)d->EventDestroy(gpu->flushing[i]);
         if (gpu->start[i]) (void)d->EventDestroy(gpu->start[i]);
         if (gpu->stop[i]) (void)d->EventDestroy(gpu->stop[i]);
     }
@@ -149,49 +152,63 @@ check_memory check_gpu_memory(check_gpu *gpu) {
 static int flush(check_gpu *gpu) {
     const attn_cuda_driver *d = gpu->driver;
     if (!gpu->flush) {
-        gpu->flush_bytes = 2 * (size_t)(gpu->info.l2_bytes > 0 ? gpu->info.l2_bytes : 64 << 20);
+        gpu->flush_bytes = FLUSH_BYTES;
+        if (gpu->info.l2_bytes > FLUSH_BYTES / 2) gpu->flush_bytes = 2 * (size_t)gpu->info.l2_bytes;
         if (failed(gpu, d->MemAlloc(&gpu->flush, gpu->flush_bytes))) return 1;
     }
     return failed(gpu, d->MemsetD8Async(gpu->flush, 0x5a, gpu->flush_bytes, gpu->stream));
 }
 
-/* Up to EVENTS runs, each between its own events. Negative: failed. */
-static double time_cold(check_gpu *gpu, check_gpu_work work, void *arg, int count) {
+static double host_seconds(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* Seconds between two events; negative: failed. */
+static double between(check_gpu *gpu, cu_event first, cu_event second) {
+    float milliseconds;
+    return failed(gpu, gpu->driver->EventElapsedTime(&milliseconds, first, second)) ? -1 : 1e-3 * (double)milliseconds;
+}
+
+int check_gpu_time_cold(check_gpu *gpu, check_gpu_work work, void *arg, int count, check_gpu_cold *runs) {
     const attn_cuda_driver *d = gpu->driver;
-    double seconds = 0;
-    for (int i = 0; i < count; i++)
+    if (count < 1 || count > CHECK_GPU_RUNS) return 1;
+    for (int i = 0; i < count; i++) {
+        if (failed(gpu, d->EventRecord(gpu->flushing[i], gpu->stream))) return 1;
+        const double begin = host_seconds();
         if (flush(gpu) || failed(gpu, d->EventRecord(gpu->start[i], gpu->stream)) || work(arg, gpu->stream) ||
             failed(gpu, d->EventRecord(gpu->stop[i], gpu->stream)))
-            return -1;
-    if (failed(gpu, d->EventSynchronize(gpu->stop[count - 1]))) return -1;
-    for (int i = 0; i < count; i++) {
-        float milliseconds;
-        if (failed(gpu, d->EventElapsedTime(&milliseconds, gpu->start[i], gpu->stop[i]))) return -1;
-        seconds += 1e-3 * (double)milliseconds;
+            return 1;
+        runs[i].queueing = host_seconds() - begin;
     }
-    return seconds;
+    if (failed(gpu, d->EventSynchronize(gpu->stop[count - 1]))) return 1;
+    for (int i = 0; i < count; i++) {
+        runs[i].flush = between(gpu, gpu->flushing[i], gpu->start[i]);
+        runs[i].seconds = between(gpu, gpu->start[i], gpu->stop[i]);
+        if (runs[i].flush < 0 || runs[i].seconds < 0) return 1;
+    }
+    return 0;
 }
 
 static double time_warm(check_gpu *gpu, check_gpu_work work, void *arg, int64_t iterations) {
     const attn_cuda_driver *d = gpu->driver;
-    float milliseconds;
     if (failed(gpu, d->EventRecord(gpu->start[0], gpu->stream))) return -1;
     for (int64_t i = 0; i < iterations; i++)
         if (work(arg, gpu->stream)) return -1;
-    if (failed(gpu, d->EventRecord(gpu->stop[0], gpu->stream)) ||
-        failed(gpu, d->EventSynchronize(gpu->stop[0])) ||
-        failed(gpu, d->EventElapsedTime(&milliseconds, gpu->start[0], gpu->stop[0])))
+    if (failed(gpu, d->EventRecord(gpu->stop[0], gpu->stream)) || failed(gpu, d->EventSynchronize(gpu->stop[0])))
         return -1;
-    return 1e-3 * (double)milliseconds;
+    return between(gpu, gpu->start[0], gpu->stop[0]);
 }
 
 double check_gpu_time(check_gpu *gpu, check_gpu_work work, void *arg, int64_t iterations, int cold) {
-    if (!cold) return time_warm(gpu, work, arg, iterations);
+    check_gpu_cold runs[CHECK_GPU_RUNS];
     double seconds = 0;
-    for (int64_t done = 0; done < iterations; done += EVENTS) {
-        const double part = time_cold(gpu, work, arg, iterations - done < EVENTS ? (int)(iterations - done) : EVENTS);
-        if (part < 0) return -1;
-        seconds += part;
+    if (!cold) return time_warm(gpu, work, arg, iterations);
+    for (int64_t done = 0; done < iterations; done += CHECK_GPU_RUNS) {
+        const int count = iterations - done < CHECK_GPU_RUNS ? (int)(iterations - done) : CHECK_GPU_RUNS;
+        if (check_gpu_time_cold(gpu, work, arg, count, runs)) return -1;
+        for (int i = 0; i < count; i++) seconds += runs[i].seconds;
     }
     return seconds;
 }

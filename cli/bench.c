@@ -54,7 +54,7 @@ static int threads_of(const cli_arguments *a, int threads[MOST_THREADS]) {
 static int one_problem(const bench_request *request, bench_table *table) {
     const int first = table->count, code = bench_problem(request, table);
     cli_progress_end();
-    if (code != CLI_USAGE) bench_print(table, first, first == 0);
+    if (code != CLI_USAGE) bench_print(table, first);
     return code;
 }
 

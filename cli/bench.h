@@ -50,6 +50,21 @@ double bench_now(void);
 
 /* ---- one problem: bench_problem.c ---- */
 
+/* What others reach on a problem, what was wanted and what came out: rows of suites with such figures. */
+typedef enum bench_unit { BENCH_US, BENCH_GBS, BENCH_TFLOPS, BENCH_OF_PEER, BENCH_OF_BEFORE } bench_unit;
+
+typedef struct bench_target {
+    const char *name;                   /* NULL: a row without a target */
+    const char *peer;                   /* or NULL */
+    double      peer_figure;
+    bench_unit  peer_unit;
+    double      ratio;                  /* times as fast as the peer; 0 = unknown */
+    bench_unit  unit;                   /* of these: OF_PEER and OF_BEFORE are times as fast as the peer, the row before */
+    double      must, goal, measured;
+    const char *result;                 /* "goal", "must", "MISSED", "-" */
+    double      own_schedule;           /* seconds of a run that makes its own schedule; 0 = there is none to make */
+} bench_target;
+
 typedef struct bench_row {
     attn_problem      problem;
     char              kernel[128];      /* a copy: plug-ins go before their rows */
@@ -70,9 +85,14 @@ typedef struct bench_row {
     double            times_one_thread; /* times faster than the same contender on one thread; 0 = unknown */
     double            ceiling_scaling;  /* the same of the ceiling: what the machine gives */
     char              reason[256];      /* why it wasn't timed, where the check is not to blame */
+    bench_target      target;
 } bench_row;
 
 typedef struct bench_table { bench_row *rows; int count; } bench_table;
+
+/* A new row, zeros but one thread; NULL: no memory. Moves the others. */
+bench_row *bench_table_add(bench_table *table);
+void       bench_table_free(bench_table *table);
 
 /* Check and time every contender on one problem with each thread count; rows are appended. @return CLI_OK or
  * CLI_FAILED (a contender was wrong or failed) or CLI_USAGE (no such problem). */
@@ -89,8 +109,7 @@ typedef struct bench_request {
     bench_settings        settings;
 } bench_request;
 
-int  bench_problem(const bench_request *request, bench_table *table);
-void bench_table_free(bench_table *table);
+int bench_problem(const bench_request *request, bench_table *table);
 
 /* ---- results: bench_report.c ---- */
 
@@ -98,8 +117,8 @@ void bench_table_free(bench_table *table);
 void bench_show(const char *format, ...) CLI_FORMAT(1);
 const char *bench_style(cli_style style);
 void bench_report_setup(const cli_arguments *a);
-/* Header once, then the rows from `first` on. */
-void bench_print(const bench_table *table, int first, int header);
+/* The rows from `first` on, none with a target; a header above the first such row of the table. */
+void bench_print(const bench_table *table, int first);
 /* Files named by --json, --csv, --md. @return exit code. */
 int  bench_save(const bench_table *table, const cli_arguments *a);
 

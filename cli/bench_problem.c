@@ -34,19 +34,16 @@ static int is_slow(const contender *c, double flops) {
 }
 
 static int add_row(session *s, contender *c, int threads) {
-    bench_table *t = s->table;
-    bench_row *rows = realloc(t->rows, (size_t)(t->count + 1) * sizeof *rows);
-    if (!rows) return -1;
-    t->rows = rows;
+    bench_row *r = bench_table_add(s->table);
+    if (!r) return -1;
     const check_work work = check_data_work(s->data);
-    const attn_problem *p = check_data_problem(s->data);
-    rows[t->count] = (bench_row){ .problem = s->request->problem, .kind = c->kind,
-                                  .threads = threads, .flops = work.flops, .bytes = work.bytes,
-                                  .ceiling = c->device == ATTN_CUDA ? gpu_ceiling(p->dtype)
-                                                                     : ceiling_of_kernel(c->name, p->dtype == ATTN_BF16) };
-    snprintf(rows[t->count].kernel, sizeof rows->kernel, "%s", c->name);
-    rows[t->count].chosen = c->kind == CONTENDER_KERNEL && !strcmp(c->name, s->chosen);
-    return t->count++;
+    const attn_dtype dtype = check_data_problem(s->data)->dtype;
+    r->problem = s->request->problem, r->kind = c->kind, r->threads = threads;
+    r->flops = work.flops, r->bytes = work.bytes;
+    r->ceiling = c->device == ATTN_CUDA ? gpu_ceiling(dtype) : ceiling_of_kernel(c->name, dtype == ATTN_BF16);
+    snprintf(r->kernel, sizeof r->kernel, "%s", c->name);
+    r->chosen = c->kind == CONTENDER_KERNEL && !strcmp(c->name, s->chosen);
+    return s->table->count - 1;
 }
 
 static void note_threads(session *s, int threads) {
@@ -269,6 +266,14 @@ int bench_problem(const bench_request *request, bench_table *table) {
     free(s.entries);
     if (!request->data) check_data_destroy(s.data);
     return s.code;
+}
+
+bench_row *bench_table_add(bench_table *table) {
+    bench_row *rows = realloc(table->rows, (size_t)(table->count + 1) * sizeof *rows);
+    if (!rows) return NULL;
+    table->rows = rows;
+    rows[table->count] = (bench_row){ .threads = 1 };
+    return &rows[table->count++];
 }
 
 void bench_table_free(bench_table *table) {

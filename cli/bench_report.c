@@ -1,6 +1,7 @@
 /* bench_report.c — rows as a table on the terminal, as Markdown, CSV and JSON. */
 #include "bench.h"
 #include "bench_html.h"
+#include "gpu_session.h"
 #include "openblas.h"
 #include "output.h"
 #include "problem_options.h"
@@ -111,7 +112,9 @@ static void print_row(const bench_table *t, const bench_row *r) {
     bench_show("%s\n", *on ? bench_style(CLI_PLAIN) : "");
 }
 
-void bench_print(const bench_table *table, int first, int header) {
+void bench_print(const bench_table *table, int first) {
+    int header = 1;
+    for (int i = 0; i < first; i++) header &= table->rows[i].target.name != NULL;
     if (header) print_header(table);
     int flagged = 0;
     double noise = 0;
@@ -158,10 +161,20 @@ static void add_machine(cJSON *root) {
     cJSON_AddStringToObject(m, "cpu", name);
     cJSON_AddStringToObject(m, "isa", attn_cpu_isa());
     cJSON_AddNumberToObject(m, "threads", attn_cpu_threads());
+    if (gpu_session_device()) {
+        check_gpu_info info;
+        check_gpu_describe(gpu_session_device(), &info);
+        cJSON_AddStringToObject(m, "gpu", info.name);
+        cJSON_AddNumberToObject(m, "cuda_driver", info.driver);
+    }
     cJSON_AddStringToObject(root, "version", attn_version_string());
     cJSON_AddStringToObject(root, "build", attn_build_info());
     cJSON_AddStringToObject(root, "date", date);
     cJSON_AddStringToObject(root, "flop_convention", convention);
+}
+
+static void add_positive(cJSON *object, const char *name, double x) {
+    if (x > 0) cJSON_AddNumberToObject(object, name, x);
 }
 
 static void add_time(cJSON *row, const bench_row *r) {
@@ -184,10 +197,30 @@ static void add_time(cJSON *row, const bench_row *r) {
         cJSON_AddNumberToObject(row, "read_gb_per_s", r->read_bytes * 1e-9);
         cJSON_AddNumberToObject(row, "share_of_read", r->of_read);
     }
-    if (r->times_one_thread > 0) cJSON_AddNumberToObject(row, "times_one_thread", r->times_one_thread);
-    if (r->ceiling_scaling > 0) cJSON_AddNumberToObject(row, "ceiling_times_one_thread", r->ceiling_scaling);
-    if (r->versus[0] > 0) cJSON_AddNumberToObject(row, "times_openblas_blocked", r->versus[0]);
-    if (r->versus[1] > 0) cJSON_AddNumberToObject(row, "times_openblas_naive", r->versus[1]);
+    add_positive(row, "times_one_thread", r->times_one_thread);
+    add_positive(row, "ceiling_times_one_thread", r->ceiling_scaling);
+    add_positive(row, "times_openblas_blocked", r->versus[0]);
+    add_positive(row, "times_openblas_naive", r->versus[1]);
+}
+
+static void add_target(cJSON *row, const bench_target *t) {
+    static const char *const units[] = { [BENCH_US] = "us", [BENCH_GBS] = "GB/s", [BENCH_TFLOPS] = "TFLOP/s",
+                                         [BENCH_OF_PEER] = "times the peer",
+                                         [BENCH_OF_BEFORE] = "times the row before" };
+    cJSON *target = cJSON_AddObjectToObject(row, "target");
+    cJSON_AddStringToObject(target, "name", t->name + strspn(t->name, " "));
+    if (t->peer) {
+        cJSON_AddStringToObject(target, "peer", t->peer);
+        cJSON_AddNumberToObject(target, "peer_figure", t->peer_figure);
+        cJSON_AddStringToObject(target, "peer_unit", units[t->peer_unit]);
+    }
+    add_positive(target, "times_peer", t->ratio);
+    cJSON_AddStringToObject(target, "unit", units[t->unit]);
+    cJSON_AddNumberToObject(target, "must", t->must);
+    cJSON_AddNumberToObject(target, "goal", t->goal);
+    add_positive(target, "measured", t->measured);
+    cJSON_AddStringToObject(target, "result", t->result);
+    add_positive(target, "own_schedule_ns", t->own_schedule * 1e9);
 }
 
 static void add_row(cJSON *rows, const bench_row *r) {
@@ -212,6 +245,7 @@ static void add_row(cJSON *rows, const bench_row *r) {
     }
     if (r->outcome.has_traffic) cJSON_AddNumberToObject(row, "far_bytes", traffic_bytes(&r->outcome.traffic));
     if (r->time.median > 0) add_time(row, r);
+    if (r->target.name) add_target(row, &r->target);
     cJSON_AddItemToArray(rows, row);
 }
 

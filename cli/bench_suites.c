@@ -1,6 +1,5 @@
 /* bench_suites.c — named sets of problems: rows of a table, so that adding one is one line. */
 #include "bench.h"
-#include "bench_gqa.h"
 #include "bench_decode.h"
 #include "gpu.h"
 #include "terminal.h"
@@ -66,9 +65,9 @@ static int on_gpu(const cli_arguments *a) {
 
 int bench_suite(int suite, const cli_arguments *a, const bench_request *common, bench_table *table) {
     int ladder[16], code = CLI_OK;
-    if (suite == SUITE_DECODE && on_gpu(a)) return bench_gqa(a);
+    if ((suite == SUITE_DECODE || suite == SUITE_MLA) && on_gpu(a))
+        return bench_decode(suite == SUITE_MLA, a, common, table);
     if (suite == SUITE_TABLE) return bench_targets(a, common, table);
-    if (suite == SUITE_MLA && on_gpu(a)) return bench_mla(a, common);
     if (suite == SUITE_DEMO) return bench_demo(cli_text(a, "in"), table);
     contender_list contenders;
     bench_request request = *common;
@@ -83,7 +82,7 @@ int bench_suite(int suite, const cli_arguments *a, const bench_request *common, 
         request.problem = problem_of(&rows[i]);
         const int first = table->count, one = bench_problem(&request, table);
         cli_progress_end();
-        bench_print(table, first, first == 0);
+        bench_print(table, first);
         if (one) code = one;
     }
     contenders_free(&contenders);

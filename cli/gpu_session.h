@@ -11,6 +11,8 @@
 int gpu_session_open(attn_device device, int ordinal, const check_memory **memory);
 /* The same; the ordinal is --device. */
 int gpu_session_memory(attn_device device, const cli_arguments *a, const check_memory **memory);
+/* The open device; NULL: none yet. */
+check_gpu *gpu_session_device(void);
 /* A workspace; NULL: no memory. */
 void *gpu_session_alloc(size_t bytes);
 void  gpu_session_free(void *memory);
