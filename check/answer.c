@@ -1,4 +1,5 @@
-/* answer.c — runs the oracle over a case's rows, or over a sample of them where all would take too long, in threads. */
+/* answer.c — runs the oracle over a case's rows, or over a sample of them where all would take too long, in
+ * threads. */
 #include "data.h"
 #include <pthread.h>
 #include <stdatomic.h>
@@ -95,7 +96,8 @@ attn_status check_data_answer(check_data *data) {
     if (!answer_create(data)) return ATTN_NO_MEMORY;
     job j = { .data = data };
     pthread_t threads[MOST];
-    const double cost = (double)data->answer.checked * (double)(data->problem.kv_len + 1) * (double)data->problem.qk_dim;
+    const double cost =
+        (double)data->answer.checked * (double)(data->problem.kv_len + 1) * (double)data->problem.qk_dim;
     const long cores = sysconf(_SC_NPROCESSORS_ONLN);
     int count = cost < 4e6 ? 0 : cores > MOST ? MOST : (int)cores - 1;
     for (int i = 0; i < count; i++)

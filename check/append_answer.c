@@ -1,5 +1,5 @@
-/* append_answer.c — what the memory must hold after an append, from attn.h's words alone, and the comparison: turned
- * values within a bound of the float64 rotation, all other bytes exactly. */
+/* append_answer.c — what the memory must hold after an append, from attn.h's words alone, and the comparison:
+ * turned values within a bound of the float64 rotation, all other bytes exactly. */
 #include "append_check.h"
 #include "data.h"
 #include <stdio.h>
@@ -21,12 +21,13 @@ static double table(const check_append *a, append_area name, int64_t position, i
 /* Bound of a c -+ b s computed in f32 and stored once: two products and a sum round, then the store. */
 static double turned_bound(const attn_problem *p, double value, double size) {
     const double computed = 3 * 0x1p-24 * size + 0x1p-140;
-    return computed + check_unit(p->dtype) * (fabs(value) + computed) + (p->dtype == ATTN_F16 ? 0x1p-25 : 0x1p-133);
+    return computed + check_unit(p->dtype) * (fabs(value) + computed) +
+           (p->dtype == ATTN_F16 ? 0x1p-25 : 0x1p-133);
 }
 
 /* Element `to` of an output becomes element `from` of a source, or that one turned with its partner. */
-static void expect(check_append *a, append_area out, int64_t to, const void *source, int64_t from, int64_t column,
-                   int64_t position, int turned) {
+static void expect(check_append *a, append_area out, int64_t to, const void *source, int64_t from,
+                   int64_t column, int64_t position, int turned) {
     const attn_problem *p = &a->problem;
     const int64_t size = check_element_size(p->dtype), c = column - p->rotary_first, half = p->rotary_dim / 2;
     if (!turned || c < 0 || c >= p->rotary_dim) {
@@ -39,7 +40,8 @@ static void expect(check_append *a, append_area out, int64_t to, const void *sou
         if (isnan(x)) a->areas[out].bound[to] = (double)NAN;
         return;
     }
-    const int64_t r = p->rotary_interleaved ? c / 2 : c % half, is_second = p->rotary_interleaved ? c % 2 : c >= half;
+    const int64_t r = p->rotary_interleaved ? c / 2 : c % half,
+                  is_second = p->rotary_interleaved ? c % 2 : c >= half;
     const int64_t step = p->rotary_interleaved ? 1 : half;
     const double x = check_widen(source, p->new_dtype, from);
     const double partner = check_widen(source, p->new_dtype, is_second ? from - step : from + step);
@@ -47,7 +49,8 @@ static void expect(check_append *a, append_area out, int64_t to, const void *sou
     const double value = is_second ? partner * sine + x * cosine : x * cosine - partner * sine;
     append_memory *m = &a->areas[out];
     m->value[to] = value;
-    m->bound[to] = isfinite(value) ? turned_bound(p, value, fabs(x * cosine) + fabs(partner * sine)) : (double)INFINITY;
+    m->bound[to] =
+        isfinite(value) ? turned_bound(p, value, fabs(x * cosine) + fabs(partner * sine)) : (double)INFINITY;
     if (isnan(value)) m->bound[to] = (double)NAN;
 }
 
@@ -71,7 +74,8 @@ static void expect_cache(check_append *a, append_area out, int64_t b) {
     const int64_t dim = is_k ? p->qk_dim : p->v_dim;
     for (int64_t i = 0; i < a->rows[b]; i++) {
         const int64_t slot = length(a, APPEND_USED_KV, b, 0) + i;
-        const int64_t row = p->packed_new ? length(a, APPEND_CU_NEW, b, 0) + i : i, batch = p->packed_new ? 0 : b;
+        const int64_t row = p->packed_new ? length(a, APPEND_CU_NEW, b, 0) + i : i,
+                      batch = p->packed_new ? 0 : b;
         int64_t place = length(a, APPEND_INDEX, b, b) * s.batch + slot * s.seq;
         if (p->page_size) {
             const int64_t page = length(a, APPEND_TABLE, b * p->block_table_stride + slot / p->page_size, 0);
@@ -80,7 +84,8 @@ static void expect_cache(check_append *a, append_area out, int64_t b) {
         for (int64_t h = 0; h < p->kv_heads; h++)
             for (int64_t d = 0; d < dim; d++)
                 expect(a, out, place + h * s.head + d, m->before + m->offset,
-                       batch * n.batch + row * n.seq + h * n.head + d, d, position_of(a, b, i), is_k && p->rotary_dim);
+                       batch * n.batch + row * n.seq + h * n.head + d, d, position_of(a, b, i),
+                       is_k && p->rotary_dim);
     }
 }
 
@@ -134,16 +139,17 @@ static void place_text(const check_append *a, append_area name, int64_t e, char 
     for (int64_t h = 0; h < heads; h++) {
         const int64_t in_head = rest - h * s.head, row = in_head < 0 ? -1 : in_head / s.seq;
         if (row < 0 || in_head - row * s.seq >= dim) continue;
-        snprintf(text, size, "%s %lld, %s %lld, head %lld, column %lld", p->page_size && name != APPEND_Q_OUT ? "page"
-                 : "batch", (long long)batch, name == APPEND_Q_OUT ? "row" : "slot", (long long)row, (long long)h,
+        snprintf(text, size, "%s %lld, %s %lld, head %lld, column %lld",
+                 p->page_size && name != APPEND_Q_OUT ? "page" : "batch", (long long)batch,
+                 name == APPEND_Q_OUT ? "row" : "slot", (long long)row, (long long)h,
                  (long long)(in_head - row * s.seq));
         return;
     }
     snprintf(text, size, "element %lld, in a gap", (long long)e);
 }
 
-static int judge_element(const check_append *a, append_area name, const unsigned char *got, int64_t e, char *why,
-                         size_t size) {
+static int judge_element(const check_append *a, append_area name, const unsigned char *got, int64_t e,
+                         char *why, size_t size) {
     static const char *const names[] = { "k", "v", "q_out" };
     const attn_problem *p = &a->problem;
     const append_memory *m = &a->areas[name];
@@ -152,12 +158,15 @@ static int judge_element(const check_append *a, append_area name, const unsigned
     const int same = !memcmp(got + e * bytes, m->after + m->offset + e * bytes, (size_t)bytes);
     const double x = check_widen(got, p->dtype, e);
     char place[128];
-    if (isnan(bound) ? isnan(x) : isinf(bound) ? x == m->value[e] : bound > 0 ? fabs(x - m->value[e]) <= bound : same)
+    if (isnan(bound) ? isnan(x) : isinf(bound) ? x == m->value[e]
+                     : bound > 0 ? fabs(x - m->value[e]) <= bound : same)
         return 1;
     place_text(a, name, e, place, sizeof place);
     if (bound != 0 && !isnan(bound))
-        snprintf(why, size, "%s, %s: %.9g, expected %.9g, allowed %.3g", names[name], place, x, m->value[e], bound);
-    else if (!isnan(bound) && !memcmp(m->before + m->offset + e * bytes, m->after + m->offset + e * bytes, (size_t)bytes))
+        snprintf(why, size, "%s, %s: %.9g, expected %.9g, allowed %.3g", names[name], place, x, m->value[e],
+                 bound);
+    else if (!isnan(bound) &&
+             !memcmp(m->before + m->offset + e * bytes, m->after + m->offset + e * bytes, (size_t)bytes))
         snprintf(why, size, "%s, %s: changed, but no new row goes there", names[name], place);
     else if (!memcmp(got + e * bytes, m->before + m->offset + e * bytes, (size_t)bytes))
         snprintf(why, size, "%s, %s: not written", names[name], place);
@@ -167,12 +176,12 @@ static int judge_element(const check_append *a, append_area name, const unsigned
     return 0;
 }
 
-static int judge_bytes(const append_memory *m, const unsigned char *got, size_t from, size_t to, const char *what,
-                       char *why, size_t size) {
+static int judge_bytes(const append_memory *m, const unsigned char *got, size_t from, size_t to,
+                       const char *what, char *why, size_t size) {
     for (size_t n = from; n < to; n++)
         if (got[n] != m->after[n]) {
-            snprintf(why, size, "%s: byte %lld of %zu is %u, must be %u", what, (long long)n - (long long)m->offset,
-                     m->bytes, got[n], m->after[n]);
+            snprintf(why, size, "%s: byte %lld of %zu is %u, must be %u", what,
+                     (long long)n - (long long)m->offset, m->bytes, got[n], m->after[n]);
             return 0;
         }
     return 1;
@@ -196,8 +205,8 @@ int check_append_judge(check_append *a, char *why, size_t size) {
         for (int64_t e = 0; ok && numbers && e < (int64_t)m->bytes / bytes; e++)
             ok = judge_element(a, (append_area)n, got + m->offset, e, why, size);
         if (ok && !numbers)
-            ok = judge_bytes(m, got, m->offset, m->offset + m->bytes, n == APPEND_LENGTHS ? "seqused_kv_out" : "an input",
-                             why, size);
+            ok = judge_bytes(m, got, m->offset, m->offset + m->bytes,
+                             n == APPEND_LENGTHS ? "seqused_kv_out" : "an input", why, size);
         free(got);
     }
     return ok;

@@ -1,4 +1,5 @@
-/* append_cases.c — the number of a case to its problem: page sizes, rotary kinds and dtypes in turn, the rest drawn. */
+/* append_cases.c — the number of a case to its problem: page sizes, rotary kinds and dtypes in turn, the rest
+ * drawn. */
 #include "append_check.h"
 #include "number.h"
 #include <stdio.h>
@@ -16,11 +17,13 @@ static const int64_t dims[] = { 8, 16, 40, 64, 64, 80, 128, 128, 256, 5, 33, 576
 /* Packed K/V rows and heads with gaps, each tensor its own; multiples of 8 keep 16-byte moves possible. */
 static attn_stride strides(dice *d, int64_t batch_rows, int64_t heads, int64_t dim, int gaps) {
     const int64_t unit = chance(d, 50) ? 8 : 1;
-    const int64_t head = dim + (gaps ? unit * up_to(d, 2) : 0), seq = heads * head + (gaps ? unit * up_to(d, 3) : 0);
+    const int64_t head = dim + (gaps ? unit * up_to(d, 2) : 0),
+                  seq = heads * head + (gaps ? unit * up_to(d, 3) : 0);
     if (chance(d, 30))      /* heads before tokens */
         return (attn_stride){ .head = batch_rows * head, .seq = head,
                               .batch = heads * batch_rows * head + (gaps ? unit * up_to(d, 3) : 0) };
-    return (attn_stride){ .head = head, .seq = seq, .batch = batch_rows * seq + (gaps ? unit * up_to(d, 3) : 0) };
+    return (attn_stride){ .head = head, .seq = seq,
+                          .batch = batch_rows * seq + (gaps ? unit * up_to(d, 3) : 0) };
 }
 
 static void draw_sizes(dice *d, attn_problem *p) {
@@ -67,7 +70,8 @@ static void draw_rotary(dice *d, attn_problem *p, int kind) {
     p->rotary_interleaved = kind == 2;
     p->rotary_q_fixed = chance(d, 25);
     p->has_rotary_offsets = chance(d, 25);
-    p->rotary_rows = p->kv_len + 64 + up_to(d, 5);      /* slots + offsets of at most 8, queries beyond the new rows */
+    p->rotary_rows = p->kv_len + 64 + up_to(d, 5);      /* slots + offsets of at most 8, queries beyond the
+                                                           new rows */
     p->rotary_stride = p->rotary_dim / 2 + (chance(d, 30) ? up_to(d, 9) : 0);
     if (chance(d, 30)) p->rotary_dtype = (attn_dtype)(1 + up_to(d, 2));
 }
@@ -92,8 +96,9 @@ append_case check_append_case(uint64_t number, attn_device device) {
     p->v_new_stride = strides(&d, p->packed_new ? p->new_total : p->new_len, p->kv_heads, p->v_dim, gaps);
     p->q_stride = strides(&d, p->packed_q ? p->q_total : p->q_len, p->q_heads, p->qk_dim, gaps);
     c.in_place = p->write_q && (!p->new_dtype || p->new_dtype == p->dtype) && chance(&d, 40);
-    p->q_out_stride = c.in_place ? p->q_stride
-                                 : strides(&d, p->packed_q ? p->q_total : p->q_len, p->q_heads, p->qk_dim, gaps);
+    p->q_out_stride = p->q_stride;
+    if (!c.in_place)
+        p->q_out_stride = strides(&d, p->packed_q ? p->q_total : p->q_len, p->q_heads, p->qk_dim, gaps);
     c.no_length = chance(&d, 30);
     c.shift = chance(&d, 20) ? (int)up_to(&d, 3) : 0;
     return c;
@@ -104,12 +109,13 @@ int check_append_text(const append_case *c, char *text, size_t size) {
     const attn_problem *p = &c->problem;
     char rotary[64] = "no rotary", place[32] = "contiguous";
     if (p->rotary_dim)
-        snprintf(rotary, sizeof rotary, "rotary %s %d from %d", p->rotary_interleaved ? "interleaved" : "half",
-                 (int)p->rotary_dim, (int)p->rotary_first);
+        snprintf(rotary, sizeof rotary, "rotary %s %d from %d",
+                 p->rotary_interleaved ? "interleaved" : "half", (int)p->rotary_dim, (int)p->rotary_first);
     if (p->page_size) snprintf(place, sizeof place, "pages of %lld", (long long)p->page_size);
-    return snprintf(text, size, "append %llu: %s cache of %lld, %s, b%lld h%lld d%lld/%lld, %s%lld new rows (%s)%s, %s",
-                    (unsigned long long)c->number, names[p->dtype], (long long)p->kv_len, place, (long long)p->batch,
-                    (long long)p->kv_heads, (long long)p->qk_dim, (long long)p->v_dim, p->packed_new ? "packed " : "",
-                    (long long)p->new_len, names[p->new_dtype], p->write_q ? c->in_place ? ", q in place" : ", q" : "",
-                    rotary);
+    return snprintf(text, size,
+                    "append %llu: %s cache of %lld, %s, b%lld h%lld d%lld/%lld, %s%lld new rows (%s)%s, %s",
+                    (unsigned long long)c->number, names[p->dtype], (long long)p->kv_len, place,
+                    (long long)p->batch, (long long)p->kv_heads, (long long)p->qk_dim, (long long)p->v_dim,
+                    p->packed_new ? "packed " : "", (long long)p->new_len, names[p->new_dtype],
+                    p->write_q ? c->in_place ? ", q in place" : ", q" : "", rotary);
 }

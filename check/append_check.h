@@ -1,5 +1,6 @@
-/* append_check.h — checking ATTN_KV_APPEND: a case is a number; its cache lies in guarded memory full of random bits, and
- * after a run every byte that isn't a new row's must be what it was. Positions and rotary in float64, from attn.h's words. */
+/* append_check.h — checking ATTN_KV_APPEND: a case is a number; its cache lies in guarded memory full of
+ * random bits, and after a run every byte that isn't a new row's must be what it was. Positions and rotary in
+ * float64, from attn.h's words. */
 #ifndef CHECK_APPEND_CHECK_H
 #define CHECK_APPEND_CHECK_H
 #include "check.h"
@@ -26,12 +27,13 @@ typedef enum append_area {
     APPEND_USED_Q, APPEND_USED_KV, APPEND_LEFTPAD, APPEND_INDEX, APPEND_TABLE, APPEND_AREAS
 } append_area;
 
-/* memory [margin][bytes][margin]; before: what it holds when a run starts; after: what it must hold then. Where bound is
- * positive the element may differ from value by that much; bound NaN: any NaN. */
+/* memory [margin][bytes][margin]; before: what it holds when a run starts; after: what it must hold then.
+ * Where bound is positive the element may differ from value by that much; bound NaN: any NaN. */
 typedef struct append_memory {
     size_t         bytes, offset, total;
     unsigned char *base, *before, *after;
-    double        *value, *bound;   /* of the elements, 0 = the bits of `after`; NULL where nothing is rounded */
+    double        *value, *bound;   /* of the elements, 0 = the bits of `after`; NULL where nothing is
+                                       rounded */
 } append_memory;
 
 typedef struct check_append {
@@ -46,10 +48,11 @@ typedef struct check_append {
 /* NULL memory: the host, every tensor's end at a guard page. */
 attn_status check_append_create(check_append **out, const append_case *c, const check_memory *memory);
 void        check_append_destroy(check_append *a);
-/* Fill the memory, run the candidate twice on different old contents, compare. `why`: what is wrong, "" if nothing.
+/* Fill the memory, run the candidate twice on different old contents, compare. `why`: what is wrong, "" if
+ * nothing.
  * *refusal: NULL, or the sentence. @return ATTN_OK if it ran and is right, ATTN_UNSUPPORTED if refused. */
-attn_status check_append_run(check_append *a, check_candidate *candidate, const attn_options *options, char *why,
-                             size_t size, const char **refusal);
+attn_status check_append_run(check_append *a, check_candidate *candidate, const attn_options *options,
+                             char *why, size_t size, const char **refusal);
 /* Bytes that the append must read and write at least. */
 double      check_append_traffic(const check_append *a);
 

@@ -13,7 +13,8 @@ static int64_t span(int64_t batch, int64_t seq, int64_t heads, int64_t dim, attn
 }
 
 static int64_t span_kv(const attn_problem *p, int64_t dim, attn_stride s) {
-    return span(p->page_size ? p->pages : p->kv_batch, p->page_size ? p->page_size : p->kv_len, p->kv_heads, dim, s);
+    return span(p->page_size ? p->pages : p->kv_batch, p->page_size ? p->page_size : p->kv_len, p->kv_heads,
+                dim, s);
 }
 
 static int64_t span_new(const attn_problem *p, int64_t dim, attn_stride s) {
@@ -46,7 +47,8 @@ static int64_t bytes_of(const check_append *a, append_area name) {
     case APPEND_USED_KV: return p->has_seqused_kv ? p->batch * 4 : -1;
     case APPEND_LEFTPAD: return p->has_leftpad_kv ? p->batch * 4 : -1;
     case APPEND_INDEX:   return p->has_kv_batch_index ? p->batch * 4 : -1;
-    case APPEND_TABLE:   return p->page_size ? ((p->batch - 1) * p->block_table_stride + p->block_table_cols) * 4 : -1;
+    case APPEND_TABLE:
+        return p->page_size ? ((p->batch - 1) * p->block_table_stride + p->block_table_cols) * 4 : -1;
     default:             return -1;
     }
 }
@@ -57,9 +59,10 @@ static attn_status create_area(check_append *a, append_area name) {
     const int64_t bytes = bytes_of(a, name);
     if (bytes < 0) return ATTN_OK;
     const int guarded = a->memory.alloc == check_host_memory.alloc;
-    const size_t page = 4096, element = name == APPEND_Q || name == APPEND_K_NEW || name == APPEND_V_NEW
-                                        ? (size_t)check_element_size(a->problem.new_dtype)
-                                      : name < APPEND_LENGTHS ? (size_t)check_element_size(a->problem.dtype) : 4;
+    const int is_new = name == APPEND_Q || name == APPEND_K_NEW || name == APPEND_V_NEW;
+    const attn_dtype dtype = is_new ? a->problem.new_dtype : a->problem.dtype;
+    const size_t page = 4096;
+    const size_t element = is_new || name < APPEND_LENGTHS ? (size_t)check_element_size(dtype) : 4;
     const size_t shift = (size_t)a->what.shift * element;
     m->bytes = (size_t)bytes;
     m->total = guarded ? (m->bytes + shift + 16 + page - 1) / page * page : m->bytes + 2 * MARGIN;
@@ -74,17 +77,21 @@ static void *at(const append_memory *m, unsigned char *image) { return image ? i
 
 static void point(const check_append *a, attn_tensors *t, int host) {
     unsigned char *p[APPEND_AREAS];
-    for (int n = 0; n < APPEND_AREAS; n++) p[n] = at(&a->areas[n], host ? a->areas[n].before : a->areas[n].base);
+    for (int n = 0; n < APPEND_AREAS; n++)
+        p[n] = at(&a->areas[n], host ? a->areas[n].before : a->areas[n].base);
     *t = (attn_tensors)ATTN_TENSORS_INIT;
     t->k = p[APPEND_K], t->v = p[APPEND_V], t->q_out = p[APPEND_Q_OUT];
     t->q = a->what.in_place ? p[APPEND_Q_OUT] : p[APPEND_Q];
     t->k_new = p[APPEND_K_NEW], t->v_new = p[APPEND_V_NEW];
     t->rotary_cos = p[APPEND_COS], t->rotary_sin = p[APPEND_SIN];
     t->rotary_offsets = (int32_t *)(void *)p[APPEND_OFFSETS];
-    t->cu_seqlens_new = (int32_t *)(void *)p[APPEND_CU_NEW], t->cu_seqlens_q = (int32_t *)(void *)p[APPEND_CU_Q];
+    t->cu_seqlens_new = (int32_t *)(void *)p[APPEND_CU_NEW],
+    t->cu_seqlens_q = (int32_t *)(void *)p[APPEND_CU_Q];
     t->seqused_q = (int32_t *)(void *)p[APPEND_USED_Q], t->seqused_kv = (int32_t *)(void *)p[APPEND_USED_KV];
-    t->leftpad_kv = (int32_t *)(void *)p[APPEND_LEFTPAD], t->kv_batch_index = (int32_t *)(void *)p[APPEND_INDEX];
-    t->block_table = (int32_t *)(void *)p[APPEND_TABLE], t->seqused_kv_out = (int32_t *)(void *)p[APPEND_LENGTHS];
+    t->leftpad_kv = (int32_t *)(void *)p[APPEND_LEFTPAD],
+    t->kv_batch_index = (int32_t *)(void *)p[APPEND_INDEX];
+    t->block_table = (int32_t *)(void *)p[APPEND_TABLE],
+    t->seqused_kv_out = (int32_t *)(void *)p[APPEND_LENGTHS];
 }
 
 /* ---- contents ---- */
@@ -144,7 +151,8 @@ static int64_t draw_slot(const check_append *a, int64_t b) {
     if (hash % 8 == 0) return room;
     if (hash % 8 == 1) return 0;
     int64_t slot = check_pick(hash >> 8, room + 1);
-    if (p->page_size && hash % 8 < 5) slot = slot / p->page_size * p->page_size + (int64_t)(hash >> 40) % 3 - 1;
+    if (p->page_size && hash % 8 < 5)
+        slot = slot / p->page_size * p->page_size + (int64_t)(hash >> 40) % 3 - 1;
     return slot < 0 ? 0 : slot > room ? room : slot;
 }
 
@@ -171,7 +179,8 @@ static void fill_pages(const check_append *a) {
 static void fill_lengths(check_append *a) {
     const attn_problem *p = &a->problem;
     int32_t *cu_new = ints(a, APPEND_CU_NEW), *cu_q = ints(a, APPEND_CU_Q), *used_q = ints(a, APPEND_USED_Q);
-    int32_t *used = ints(a, APPEND_USED_KV), *offsets = ints(a, APPEND_OFFSETS), *index = ints(a, APPEND_INDEX);
+    int32_t *used = ints(a, APPEND_USED_KV), *offsets = ints(a, APPEND_OFFSETS),
+            *index = ints(a, APPEND_INDEX);
     int32_t *leftpad = ints(a, APPEND_LEFTPAD);
     if (cu_new) cu_new[0] = 0;
     if (cu_q) cu_q[0] = 0;
@@ -264,8 +273,9 @@ static attn_status run_call(void *arg) {
 
 static void describe_fault(const check_append *a, const void *address, char *why, size_t size) {
     static const char *const names[APPEND_AREAS] = {
-        "k", "v", "q_out", "seqused_kv_out", "q", "k_new", "v_new", "rotary_cos", "rotary_sin", "rotary_offsets",
-        "cu_seqlens_new", "cu_seqlens_q", "seqused_q", "seqused_kv", "leftpad_kv", "kv_batch_index", "block_table" };
+        "k", "v", "q_out", "seqused_kv_out", "q", "k_new", "v_new", "rotary_cos", "rotary_sin",
+        "rotary_offsets", "cu_seqlens_new", "cu_seqlens_q", "seqused_q", "seqused_kv", "leftpad_kv",
+        "kv_batch_index", "block_table" };
     snprintf(why, size, "crashed: fault at address %p, no tensor near it", address);
     for (int n = 0; n < APPEND_AREAS; n++) {
         const append_memory *m = &a->areas[n];
@@ -276,7 +286,8 @@ static void describe_fault(const check_append *a, const void *address, char *why
     }
 }
 
-static attn_status run_round(check_append *a, check_candidate *candidate, uint64_t round, char *why, size_t size) {
+static attn_status run_round(check_append *a, check_candidate *candidate, uint64_t round, char *why,
+                             size_t size) {
     attn_status status = ATTN_OK;
     call c = { candidate, &a->tensors };
     void *address;
@@ -284,7 +295,8 @@ static attn_status run_round(check_append *a, check_candidate *candidate, uint64
     if (check_append_answer(a)) return ATTN_NO_MEMORY;
     for (int n = 0; n < APPEND_AREAS; n++) {
         append_memory *m = &a->areas[n];
-        if (m->base && a->memory.upload(a->memory.context, m->base, m->before, m->total)) return ATTN_DEVICE_ERROR;
+        if (m->base && a->memory.upload(a->memory.context, m->base, m->before, m->total))
+            return ATTN_DEVICE_ERROR;
     }
     if (check_guarded(run_call, &c, "an append", &status, &address)) {
         describe_fault(a, address, why, size);
@@ -298,8 +310,8 @@ static attn_status run_round(check_append *a, check_candidate *candidate, uint64
     return ATTN_OK;
 }
 
-attn_status check_append_run(check_append *a, check_candidate *candidate, const attn_options *options, char *why,
-                             size_t size, const char **refusal) {
+attn_status check_append_run(check_append *a, check_candidate *candidate, const attn_options *options,
+                             char *why, size_t size, const char **refusal) {
     size_t workspace = 0;
     *why = 0;
     *refusal = NULL;

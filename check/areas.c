@@ -1,12 +1,13 @@
-/* areas.c — the memory of a case: how many bytes each tensor spans, a guarded area and a host image for each. Whatever
- * isn't written later stays 0xFF: NaN in every float dtype, visible in a mask, out of range in a table. */
+/* areas.c — the memory of a case: how many bytes each tensor spans, a guarded area and a host image for each.
+ * Whatever isn't written later stays 0xFF: NaN in every float dtype, visible in a mask, out of range in a
+ * table. */
 #include "data.h"
 #include <stdlib.h>
 #include <unistd.h>
 
 const char *const check_area_names[AREAS] = {
-    "q", "k", "v", "o", "lse", "bias", "mask", "alibi_slopes", "sinks", "cu_seqlens_q", "cu_seqlens_kv", "seqused_q",
-    "seqused_kv", "leftpad_kv", "kv_batch_index", "block_table", "workspace"
+    "q", "k", "v", "o", "lse", "bias", "mask", "alibi_slopes", "sinks", "cu_seqlens_q", "cu_seqlens_kv",
+    "seqused_q", "seqused_kv", "leftpad_kv", "kv_batch_index", "block_table", "workspace"
 };
 
 /* Elements from the first to the last, or 0 if the tensor has none. */
@@ -26,7 +27,8 @@ static int64_t span_kv(const attn_problem *p, int64_t dim, attn_stride s) {
 
 static int64_t span_scores(const attn_problem *p, attn_score_stride s) {
     if (!p->batch || !p->q_heads || !p->q_len || !p->kv_len) return 0;
-    return (p->batch - 1) * s.batch + (p->q_heads - 1) * s.head + (p->q_len - 1) * s.q + (p->kv_len - 1) * s.kv + 1;
+    return (p->batch - 1) * s.batch + (p->q_heads - 1) * s.head + (p->q_len - 1) * s.q +
+           (p->kv_len - 1) * s.kv + 1;
 }
 
 static int64_t span_lse(const attn_problem *p) {
@@ -48,9 +50,13 @@ size_t check_area_bytes(const check_data *data, area_name name) {
     case AREA_V:       n = p->v_in_k ? 0 : span_kv(p, p->v_dim, p->v_stride) * size; break;
     case AREA_O:       n = span_q(p, p->v_dim, p->o_stride) * check_element_size(p->o_dtype); break;
     case AREA_LSE:     n = data->what.no_lse ? 0 : span_lse(p) * 4; break;
-    case AREA_BIAS:    n = p->bias_dtype ? span_scores(p, p->bias_stride) * check_element_size(p->bias_dtype) : 0; break;
+    case AREA_BIAS:
+        n = p->bias_dtype ? span_scores(p, p->bias_stride) * check_element_size(p->bias_dtype) : 0;
+        break;
     case AREA_MASK:    n = p->has_mask ? span_scores(p, p->mask_stride) : 0; break;
-    case AREA_ALIBI:   n = p->alibi ? p->q_heads * (p->alibi == ATTN_ALIBI_PER_BATCH_HEAD ? p->batch : 1) * 4 : 0; break;
+    case AREA_ALIBI:
+        n = p->alibi ? p->q_heads * (p->alibi == ATTN_ALIBI_PER_BATCH_HEAD ? p->batch : 1) * 4 : 0;
+        break;
     case AREA_SINKS:   n = p->has_sinks ? p->q_heads * 4 : 0; break;
     case AREA_CU_Q:    n = p->packed_q ? (p->batch + 1) * 4 : 0; break;
     case AREA_CU_KV:   n = p->packed_kv ? (p->batch + 1) * 4 : 0; break;
@@ -151,9 +157,9 @@ void check_areas_point(check_data *data) {
 }
 
 static const void *source(const attn_tensors *t, area_name name) {
-    const void *const pointers[] = { t->q, t->k, t->v, NULL, NULL, t->bias, t->mask, t->alibi_slopes, t->sinks,
-                                     t->cu_seqlens_q, t->cu_seqlens_kv, t->seqused_q, t->seqused_kv, t->leftpad_kv,
-                                     t->kv_batch_index, t->block_table };
+    const void *const pointers[] = { t->q, t->k, t->v, NULL, NULL, t->bias, t->mask, t->alibi_slopes,
+                                     t->sinks, t->cu_seqlens_q, t->cu_seqlens_kv, t->seqused_q, t->seqused_kv,
+                                     t->leftpad_kv, t->kv_batch_index, t->block_table };
     return pointers[name];
 }
 

@@ -1,5 +1,5 @@
-/* candidate.c — library kernels by name through the public API, and the run of any candidate: poison, run guarded,
- * judge; with repeats the same bits under every poison pattern. */
+/* candidate.c — library kernels by name through the public API, and the run of any candidate: poison, run
+ * guarded, judge; with repeats the same bits under every poison pattern. */
 #include "memory.h"
 #include <fenv.h>
 #include <stdio.h>
@@ -9,8 +9,8 @@
 
 static char library_refusal[256];   /* the tools prepare one candidate at a time */
 
-static attn_status library_prepare(check_candidate *c, const attn_problem *problem, const attn_options *options,
-                                   size_t *workspace, const char **refusal) {
+static attn_status library_prepare(check_candidate *c, const attn_problem *problem,
+                                   const attn_options *options, size_t *workspace, const char **refusal) {
     attn_options o = ATTN_OPTIONS_INIT;
     attn_plan *plan;
     if (options) o = *options;
@@ -26,7 +26,8 @@ static attn_status library_prepare(check_candidate *c, const attn_problem *probl
     return status;
 }
 
-static attn_status library_run(check_candidate *c, const attn_tensors *tensors, void *workspace, void *stream) {
+static attn_status library_run(check_candidate *c, const attn_tensors *tensors, void *workspace,
+                               void *stream) {
     return attn_run(c->state, tensors, workspace, stream);
 }
 
@@ -86,7 +87,8 @@ static attn_status run_once(call *c, int pattern, check_verdict *v, uint64_t *ha
         return ATTN_OK;
     }
     if (status) {
-        snprintf(v->reason, sizeof v->reason, "run returned %s: %.300s", attn_status_name(status), attn_last_error());
+        snprintf(v->reason, sizeof v->reason, "run returned %s: %.300s", attn_status_name(status),
+                 attn_last_error());
         v->ok = 0;
         return status;
     }
@@ -122,7 +124,8 @@ attn_status check_run(check_candidate *candidate, check_data *data, const attn_o
     for (int n = 0; !status && verdict->ok && n < (repeats > 1 ? repeats : 1); n++) {
         status = run_once(&c, patterns[(n + (int)(data->what.seed % 4)) % 4], verdict, n ? &hash : &first);
         if (verdict->ok && n && hash != first)
-            fail(verdict, "the bits differ from run to run, or with the content of outputs and workspace on entry");
+            fail(verdict,
+                 "the bits differ from run to run, or with the content of outputs and workspace on entry");
     }
     candidate->finish(candidate);
     check_area_destroy(data, AREA_WORKSPACE);

@@ -1,5 +1,6 @@
-/* check.h — checking and timing are one program: a case (problem + seed) becomes guarded tensors and a float64 answer
- * with a computed bound per element; a candidate (library kernel, plug-in, mutant) is run on it and judged. */
+/* check.h — checking and timing are one program: a case (problem + seed) becomes guarded tensors and a
+ * float64 answer with a computed bound per element; a candidate (library kernel, plug-in, mutant) is run on
+ * it and judged. */
 #ifndef ATTN_CHECK_H
 #define ATTN_CHECK_H
 #include "attn/attn.h"
@@ -40,34 +41,38 @@ extern const char *const check_lengths_names[3];
 extern const char *const check_layout_names[3];
 extern const check_case  check_shapes[];                /* from shapes.def; fill, lengths, seed are 0 */
 extern const int         check_shape_count;
-/* Give the sizes that packed, paged and indexed problems need (totals, pages, table columns, K/V rows) where they are 0,
- * and the layout's strides. check_data_create does this itself. */
+/* Give the sizes that packed, paged and indexed problems need (totals, pages, table columns, K/V rows) where
+ * they are 0, and the layout's strides. check_data_create does this itself. */
 void check_case_complete(check_case *c);
-/* A random problem, small enough for a test (at most ~2^22 score-dim products); the same for the same seed. */
+/* A random problem, small enough for a test (at most ~2^22 score-dim products); the same for the same
+ * seed. */
 check_case check_random_case(uint64_t seed);
-/* "attn check --kernel K ..." that repeats the case, as snprintf. Its options are those of the command; a row of
- * shapes.def is named (--shape NAME); --layout bshd|bhsd|gaps and --no-lse say the fields above. */
+/* "attn check --kernel K ..." that repeats the case, as snprintf. Its options are those of the command; a row
+ * of shapes.def is named (--shape NAME); --layout bshd|bhsd|gaps and --no-lse say the fields above. */
 int check_case_command(const check_case *c, const char *kernel, char *text, size_t size);
 
 /* ---- tensors and answers ---- */
 
-/* Memory a case lives in. Host: every tensor in pages of its own between PROT_NONE guards. A device supplies its own
- * (alloc returns device memory; guards there are NaN margins). */
+/* Memory a case lives in. Host: every tensor in pages of its own between PROT_NONE guards. A device supplies
+ * its own (alloc returns device memory; guards there are NaN margins). */
 typedef struct check_memory {
     const char *name;
     attn_device device;
     void *(*alloc)(void *context, size_t bytes);
     void  (*free)(void *context, void *memory);
     int   (*upload)(void *context, void *device, const void *host, size_t bytes);   /* 0 = ok */
-    int   (*download)(void *context, void *host, const void *device, size_t bytes); /* waits for pending work */
+    /* waits for pending work */
+    int   (*download)(void *context, void *host, const void *device, size_t bytes);
     void *context;
 } check_memory;
 
 typedef struct check_data check_data;
 
-/* Make the case's tensors: inputs filled, NaN in every element outside the valid range, table tails out of range.
- * memory NULL = host. `align_end`: 1 puts the end of every tensor at its guard page, 0 the beginning. */
-attn_status check_data_create(check_data **out, const check_case *c, const check_memory *memory, int align_end);
+/* Make the case's tensors: inputs filled, NaN in every element outside the valid range, table tails out of
+ * range. memory NULL = host. `align_end`: 1 puts the end of every tensor at its guard page, 0 the
+ * beginning. */
+attn_status check_data_create(check_data **out, const check_case *c, const check_memory *memory,
+                              int align_end);
 /* The same from the caller's host arrays (real input): copies them. */
 attn_status check_data_from(check_data **out, const attn_problem *problem, const attn_tensors *host,
                             const check_memory *memory);
@@ -85,13 +90,18 @@ typedef struct check_verdict {
     double o_error, lse_error;      /* largest |x - oracle| */
     double o_ratio, lse_ratio;      /* largest error / bound; > 1 is wrong */
     double rms_error;               /* of O */
-    double rms_ratio;               /* root mean square of error / bound of O; 0 for fewer than 256 elements */
-    double bias;                    /* mean error of a 16-bit O away from 0, in roundoffs; 0 where it says nothing */
-    int64_t rows, rows_checked;     /* rows of O; large cases compare a sample of them, spread and at the edges */
-    char   reason[512];             /* "" or the first wrong element: place, value, expected, allowed, suspicion */
+    double rms_ratio;               /* root mean square of error / bound of O; 0 for fewer than 256
+                                       elements */
+    double bias;                    /* mean error of a 16-bit O away from 0, in roundoffs; 0 where it says
+                                       nothing */
+    int64_t rows, rows_checked;     /* rows of O; large cases compare a sample of them, spread and at the
+                                       edges */
+    char   reason[512];             /* "" or the first wrong element: place, value, expected, allowed,
+                                       suspicion */
 } check_verdict;
 
-/* Compare outputs with the answer: NaN-safe, non-finite exactly where the oracle is, gaps and guards untouched. */
+/* Compare outputs with the answer: NaN-safe, non-finite exactly where the oracle is, gaps and guards
+ * untouched. */
 void check_data_judge(check_data *data, check_verdict *verdict);
 /* 64-bit hash of the output bits (valid elements only): for bitwise comparisons. */
 uint64_t check_data_hash(check_data *data);
@@ -122,14 +132,16 @@ attn_status check_run(check_candidate *candidate, check_data *data, const attn_o
 
 /* ---- oracle.c: float64, two passes, compensated sums; shares no code with the library ---- */
 
-/* One row of the answer. The arrays belong to the caller, v_dim each. p: the softmax weights (sink included). */
+/* One row of the answer. The arrays belong to the caller, v_dim each. p: the softmax weights (sink
+ * included). */
 typedef struct check_row {
     double *o;
     double *weight;    /* sum of p |v| */
     double *drift;     /* sum of p |v - o| * reach: how far O moves per relative error of the scores */
     double *tail;      /* sum of |v| / denominator, where the largest term of the denominator is 1 */
     double  lse;
-    double  reach;     /* sum of p * reach(j), reach(j) = size of all that was summed up to key j's exponent */
+    double  reach;     /* sum of p * reach(j), reach(j) = size of all that was summed up to key j's
+                          exponent */
     double  reach_max; /* the largest number a score meets on its way: beyond f32, nothing is promised */
     int64_t keys;      /* visible keys */
 } check_row;

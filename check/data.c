@@ -28,7 +28,8 @@ static attn_status upload(check_data *data) {
     return ATTN_OK;
 }
 
-attn_status check_data_create(check_data **out, const check_case *c, const check_memory *memory, int align_end) {
+attn_status check_data_create(check_data **out, const check_case *c, const check_memory *memory,
+                              int align_end) {
     check_data *data;
     attn_status status = start(&data, c, memory, align_end);
     if (!status) status = check_areas_create(data, NULL);
@@ -76,10 +77,12 @@ static void poison_area(check_data *data, area_name name, attn_dtype dtype, int 
     memset(bytes, pattern == 2 ? 0 : 0xFF, a->total);
     if (pattern == 0) {
         const int64_t size = check_element_size(dtype);
-        for (int64_t i = 0; i < (int64_t)a->bytes / size; i++) check_narrow(bytes + a->offset, dtype, i, (double)NAN);
+        for (int64_t i = 0; i < (int64_t)a->bytes / size; i++)
+            check_narrow(bytes + a->offset, dtype, i, (double)NAN);
     }
     if (pattern == 3)
-        for (size_t i = 0; i < a->total; i++) bytes[i] = (unsigned char)(check_mix(i / 8 + data->what.seed) >> i % 8 * 8);
+        for (size_t i = 0; i < a->total; i++)
+            bytes[i] = (unsigned char)(check_mix(i / 8 + data->what.seed) >> i % 8 * 8);
     check_area_upload(data, name);
 }
 
@@ -115,12 +118,14 @@ uint64_t check_data_hash(check_data *data) {
             free(bytes);
             continue;
         }
-        const int64_t size = n == AREA_LSE ? 4 : check_element_size(p->o_dtype), dims = n == AREA_LSE ? 1 : p->v_dim;
+        const int64_t size = n == AREA_LSE ? 4 : check_element_size(p->o_dtype),
+                      dims = n == AREA_LSE ? 1 : p->v_dim;
         for (int64_t b = 0; b < p->batch; b++)
             for (int64_t i = 0; i < check_q_rows(p, &data->host, b); i++)
                 for (int64_t h = 0; h < p->q_heads; h++) {
                     const int64_t row = check_row_index(p, &data->host, b, i);
-                    const int64_t place = n == AREA_LSE ? check_lse_place(p, row, h) : check_q_place(p, p->o_stride, row, h);
+                    const int64_t place =
+                        n == AREA_LSE ? check_lse_place(p, row, h) : check_q_place(p, p->o_stride, row, h);
                     hash = hash_bytes(hash, bytes + a->offset + place * size, dims * size);
                 }
         free(bytes);
@@ -140,7 +145,8 @@ check_work check_data_work(const check_data *data) {
     }
     const double q = q_rows * (double)p->q_heads, kv = kv_rows * (double)p->kv_heads;
     check_work work = { .flops = 2 * pairs * (double)(p->qk_dim + p->v_dim) };
-    work.bytes = q * (double)p->qk_dim * size + q * (double)p->v_dim * (double)check_element_size(p->o_dtype) + q * 4 +
+    work.bytes = q * (double)p->qk_dim * size +
+                 q * (double)p->v_dim * (double)check_element_size(p->o_dtype) + q * 4 +
                  kv * (double)(p->qk_dim + (p->v_in_k ? 0 : p->v_dim)) * size;
     return work;
 }

@@ -1,16 +1,17 @@
-/* data.h — what a case is made of inside the checker: one area of memory per tensor, each with an image of its bytes as
- * they must stay, and the sampled rows of the answer. */
+/* data.h — what a case is made of inside the checker: one area of memory per tensor, each with an image of
+ * its bytes as they must stay, and the sampled rows of the answer. */
 #ifndef CHECK_DATA_H
 #define CHECK_DATA_H
 #include "check.h"
 #include "geometry.h"
 
 typedef enum area_name {
-    AREA_Q, AREA_K, AREA_V, AREA_O, AREA_LSE, AREA_BIAS, AREA_MASK, AREA_ALIBI, AREA_SINKS, AREA_CU_Q, AREA_CU_KV,
-    AREA_USED_Q, AREA_USED_KV, AREA_LEFTPAD, AREA_INDEX, AREA_TABLE, AREA_WORKSPACE, AREAS
+    AREA_Q, AREA_K, AREA_V, AREA_O, AREA_LSE, AREA_BIAS, AREA_MASK, AREA_ALIBI, AREA_SINKS, AREA_CU_Q,
+    AREA_CU_KV, AREA_USED_Q, AREA_USED_KV, AREA_LEFTPAD, AREA_INDEX, AREA_TABLE, AREA_WORKSPACE, AREAS
 } area_name;
 
-/* base [margin][tensor: bytes at offset][margin], total in all. image: host copy of all of it; of outputs: the poison. */
+/* base [margin][tensor: bytes at offset][margin], total in all. image: host copy of all of it; of outputs:
+ * the poison. */
 typedef struct area {
     size_t         bytes, offset, total;
     unsigned char *base, *image;
@@ -58,8 +59,8 @@ attn_status check_fill_numbers(check_data *data);
 /* numbers.c: visible (query, key) pairs over all heads. */
 double check_pairs(const check_data *data);
 /* Values of one row: tensor AREA_Q, AREA_K or AREA_V; head: of that tensor; position: query or key. */
-void check_fill_row(const check_data *data, area_name tensor, int64_t b, int64_t head, int64_t position, int64_t count,
-                    double *row);
+void check_fill_row(const check_data *data, area_name tensor, int64_t b, int64_t head, int64_t position,
+                    int64_t count, double *row);
 
 /* bound.c. The two gates of a whole tensor; calibration: docs/numerics.md. */
 #define CHECK_MOST_RMS 0.5

@@ -1,5 +1,5 @@
-/* fills.c — what the numbers look like: one function per data family fills a row of Q, K or V from its place alone.
- * Why each family exists: fills.def. Directed families put q and k on a common sign pattern g, so that
+/* fills.c — what the numbers look like: one function per data family fills a row of Q, K or V from its place
+ * alone. Why each family exists: fills.def. Directed families put q and k on a common sign pattern g, so that
  * scale q.k = the score they aim at. */
 #include "data.h"
 
@@ -31,7 +31,8 @@ static void normal_row(const place *x, double size, double *row) {
     for (int64_t d = 0; d < x->count; d++) row[d] = size * normal_at(x, d);
 }
 
-/* q and k so that scale q.k is about `score` (its share of the larger `top` goes to k), plus noise; v normal. */
+/* q and k so that scale q.k is about `score` (its share of the larger `top` goes to k), plus noise; v
+ * normal. */
 static void directed_row(const place *x, double score, double top, double noise, double *row) {
     const double q = sqrt(top / fabs(x->step)), k = score / (x->step * q);
     for (int64_t d = 0; d < x->count; d++) {
@@ -52,7 +53,8 @@ static int edge_key(const place *x) {
     return j == 0 || j + 1 >= x->keys || m <= 1 || check_mix(x->key) % 8 == 0;
 }
 
-/* Weights are about even, 1 / keys each; an edge key adds keys / 4 in the column it owns, with a sign of its own. */
+/* Weights are about even, 1 / keys each; an edge key adds keys / 4 in the column it owns, with a sign of its
+ * own. */
 static void needle(const place *x, double *row) {
     const attn_problem *p = &x->data->problem;
     const double keys = x->keys > 4 ? (double)x->keys : 4.0;
@@ -97,7 +99,8 @@ static void heavy(const place *x, double *row) {
     const double size = (double)(1 + check_pick(check_mix(x->key ^ 3), 8));
     for (int64_t d = 0; d < x->count; d++) {
         const double n = normal_at(x, d);
-        if (x->tensor == AREA_V) row[d] = n * exp(2.5 * check_normal(check_mix(x->key ^ (uint64_t)(d + 1) << 20)));
+        if (x->tensor == AREA_V)
+            row[d] = n * exp(2.5 * check_normal(check_mix(x->key ^ (uint64_t)(d + 1) << 20)));
         else if (x->tensor == AREA_K) row[d] = check_normal(check_mix(shared + (uint64_t)d)) + n / 64;
         else row[d] = size * n;
     }
@@ -105,7 +108,8 @@ static void heavy(const place *x, double *row) {
 
 static double largest(attn_dtype dtype) { return dtype == ATTN_F16 ? 6e4 : 1e30; }
 
-/* Each query aims at one far score for all keys; columns of V: huge with one sign, subnormal, -0, ordinary. */
+/* Each query aims at one far score for all keys; columns of V: huge with one sign, subnormal, -0,
+ * ordinary. */
 static void extreme(const place *x, double *row) {
     static const double targets[] = { -120, -1e4, 120, 1e4, 0, -90, 90, -104 };
     const attn_dtype dtype = x->data->problem.dtype;
@@ -123,10 +127,12 @@ static void extreme(const place *x, double *row) {
     }
     const double target = targets[check_mix(x->key ^ 5) % 8];
     for (int64_t d = 0; d < x->count; d++)
-        row[d] = x->tensor == AREA_Q ? direction(x, d) * target / x->step : direction(x, d) * (1 + normal_at(x, d) / 256);
+        row[d] = x->tensor == AREA_Q ? direction(x, d) * target / x->step
+                                     : direction(x, d) * (1 + normal_at(x, d) / 256);
 }
 
-/* In most heads one key of K, one of V (rarely the same) and one query hold a NaN or an infinity in one place. */
+/* In most heads one key of K, one of V (rarely the same) and one query hold a NaN or an infinity in one
+ * place. */
 static void nonfinite(const place *x, double *row) {
     gaussian(x, row);
     static const double odd[] = { (double)NAN, (double)INFINITY, (double)-INFINITY };
@@ -136,8 +142,8 @@ static void nonfinite(const place *x, double *row) {
     row[check_pick(check_mix(h), x->count)] = odd[x->tensor == AREA_Q ? 0 : (h >> 4) % 3];
 }
 
-void check_fill_row(const check_data *data, area_name tensor, int64_t b, int64_t head, int64_t position, int64_t count,
-                    double *row) {
+void check_fill_row(const check_data *data, area_name tensor, int64_t b, int64_t head, int64_t position,
+                    int64_t count, double *row) {
     static void (*const families[])(const place *, double *) = {
 #define CHECK_FILL(name, description) name,
 #include "fills.def"
@@ -150,8 +156,10 @@ void check_fill_row(const check_data *data, area_name tensor, int64_t b, int64_t
     x.keys = check_keys(p, &data->host, b);
     x.queries = check_queries(p, &data->host, b);
     x.head_key = check_mix(seed + (uint64_t)(b * p->kv_heads + x.kv_head));
-    x.key = check_mix(check_mix(seed + (uint64_t)tensor * 77 + (uint64_t)(b * p->q_heads + head) * 1315423911u) +
-                      (uint64_t)position) & ~(uint64_t)0xffff;
+    x.key =
+        check_mix(check_mix(seed + (uint64_t)tensor * 77 + (uint64_t)(b * p->q_heads + head) * 1315423911u) +
+                  (uint64_t)position) &
+        ~(uint64_t)0xffff;
     x.step = (double)p->scale * (double)p->qk_dim;
     families[data->what.fill](&x, row);
 }

@@ -1,5 +1,6 @@
-/* geometry.h — the checker's own reading of a problem: which rows a sequence has, where an element lies, whether a
- * query sees a key. Written from the header's words as one predicate per key; shares nothing with src/. */
+/* geometry.h — the checker's own reading of a problem: which rows a sequence has, where an element lies,
+ * whether a query sees a key. Written from the header's words as one predicate per key; shares nothing with
+ * src/. */
 #ifndef CHECK_GEOMETRY_H
 #define CHECK_GEOMETRY_H
 #include "number.h"
@@ -34,7 +35,9 @@ static inline int64_t check_row_index(const attn_problem *p, const attn_tensors 
     return (p->packed_q ? t->cu_seqlens_q[b] : b * p->q_len) + i;
 }
 
-static inline int64_t check_total_rows(const attn_problem *p) { return p->packed_q ? p->q_total : p->batch * p->q_len; }
+static inline int64_t check_total_rows(const attn_problem *p) {
+    return p->packed_q ? p->q_total : p->batch * p->q_len;
+}
 
 static inline int64_t check_q_place(const attn_problem *p, attn_stride s, int64_t row, int64_t h) {
     if (p->packed_q) return row * s.seq + h * s.head;
@@ -46,8 +49,8 @@ static inline int64_t check_lse_place(const attn_problem *p, int64_t row, int64_
     return row / p->q_len * p->lse_stride.batch + row % p->q_len * p->lse_stride.seq + h * p->lse_stride.head;
 }
 
-static inline int64_t check_kv_place(const attn_problem *p, const attn_tensors *t, attn_stride s, int64_t b, int64_t j,
-                                     int64_t kv_head) {
+static inline int64_t check_kv_place(const attn_problem *p, const attn_tensors *t, attn_stride s, int64_t b,
+                                     int64_t j, int64_t kv_head) {
     const int64_t row = j + check_padding(p, t, b);
     if (p->page_size) {
         const int64_t page = t->block_table[b * p->block_table_stride + row / p->page_size];
@@ -75,10 +78,12 @@ static inline int check_near(const attn_problem *p, int64_t here, int64_t j) {
 }
 
 /* Do the boolean mask and the bias (-inf is a mask too) let it? */
-static inline int check_let(const attn_problem *p, const attn_tensors *t, int64_t b, int64_t h, int64_t i, int64_t j) {
+static inline int check_let(const attn_problem *p, const attn_tensors *t, int64_t b, int64_t h, int64_t i,
+                            int64_t j) {
     if (p->has_mask && !t->mask[check_score_place(p->mask_stride, b, h, i, j)]) return 0;
     if (!p->bias_dtype) return 1;
-    return check_widen(t->bias, p->bias_dtype, check_score_place(p->bias_stride, b, h, i, j)) != (double)-INFINITY;
+    return check_widen(t->bias, p->bias_dtype, check_score_place(p->bias_stride, b, h, i, j)) !=
+           (double)-INFINITY;
 }
 
 static inline int64_t check_kv_head(const attn_problem *p, int64_t h) { return h * p->kv_heads / p->q_heads; }

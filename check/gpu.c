@@ -5,7 +5,8 @@
 #include <string.h>
 #include <time.h>
 
-enum { FLUSH_BYTES = 256 << 20 };   /* as do_bench: a flush long enough for the host to queue what comes behind it */
+enum { FLUSH_BYTES = 256 << 20 };   /* as do_bench: a flush long enough for the host to queue what comes
+                                       behind it */
 
 struct check_gpu {
     const attn_cuda_driver *driver;
@@ -168,7 +169,8 @@ static double host_seconds(void) {
 /* Seconds between two events; negative: failed. */
 static double between(check_gpu *gpu, cu_event first, cu_event second) {
     float milliseconds;
-    return failed(gpu, gpu->driver->EventElapsedTime(&milliseconds, first, second)) ? -1 : 1e-3 * (double)milliseconds;
+    if (failed(gpu, gpu->driver->EventElapsedTime(&milliseconds, first, second))) return -1;
+    return 1e-3 * (double)milliseconds;
 }
 
 int check_gpu_time_cold(check_gpu *gpu, check_gpu_work work, void *arg, int count, check_gpu_cold *runs) {
@@ -196,7 +198,8 @@ static double time_warm(check_gpu *gpu, check_gpu_work work, void *arg, int64_t 
     if (failed(gpu, d->EventRecord(gpu->start[0], gpu->stream))) return -1;
     for (int64_t i = 0; i < iterations; i++)
         if (work(arg, gpu->stream)) return -1;
-    if (failed(gpu, d->EventRecord(gpu->stop[0], gpu->stream)) || failed(gpu, d->EventSynchronize(gpu->stop[0])))
+    if (failed(gpu, d->EventRecord(gpu->stop[0], gpu->stream)) ||
+        failed(gpu, d->EventSynchronize(gpu->stop[0])))
         return -1;
     return between(gpu, gpu->start[0], gpu->stop[0]);
 }

@@ -1,5 +1,6 @@
-/* gpu.h — a GPU for the tools: memory for cases, a stream, timing with events, and the card's own ceilings. Talks to
- * the driver directly (its own copy of src/cuda/driver.c); without a driver opening fails with the reason. */
+/* gpu.h — a GPU for the tools: memory for cases, a stream, timing with events, and the card's own ceilings.
+ * Talks to the driver directly (its own copy of src/cuda/driver.c); without a driver opening fails with the
+ * reason. */
 #ifndef CHECK_GPU_H
 #define CHECK_GPU_H
 #include "check.h"
@@ -34,15 +35,16 @@ typedef int (*check_gpu_work)(void *arg, void *stream);
 
 enum { CHECK_GPU_RUNS = 64 };       /* timed at once with a cold cache, at most */
 
-/* One run with a cold L2 cache, from events: the device writes over 256 MB (as triton's do_bench does; at least twice
- * the L2 cache) before the run starts. Meanwhile the host has to queue the run: where `queueing` is longer than `flush`,
- * the device may have waited for the host, and `seconds` contain that. */
+/* One run with a cold L2 cache, from events: the device writes over 256 MB (as triton's do_bench does; at
+ * least twice the L2 cache) before the run starts. Meanwhile the host has to queue the run: where `queueing`
+ * is longer than `flush`, the device may have waited for the host, and `seconds` contain that. */
 typedef struct check_gpu_cold { double seconds, flush, queueing; } check_gpu_cold;
 
 /* `count` such runs, queued one behind the other. Nonzero: the work failed. */
 int check_gpu_time_cold(check_gpu *gpu, check_gpu_work work, void *arg, int count, check_gpu_cold *runs);
 
-/* Seconds of `iterations` runs, from events: back to back, or each with a cold cache. Negative: the work failed. */
+/* Seconds of `iterations` runs, from events: back to back, or each with a cold cache. Negative: the work
+ * failed. */
 double check_gpu_time(check_gpu *gpu, check_gpu_work work, void *arg, int64_t iterations, int cold);
 
 /* ---- ceilings: gpu_ceilings.c ---- */

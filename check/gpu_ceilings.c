@@ -1,5 +1,5 @@
-/* gpu_ceilings.c — the card's own limits, measured in the same run as the kernels: device copy, read, FFMA, and the
- * bf16 matrix product of cuBLAS where that library is installed (dlopen; nothing links to it). */
+/* gpu_ceilings.c — the card's own limits, measured in the same run as the kernels: device copy, read, FFMA,
+ * and the bf16 matrix product of cuBLAS where that library is installed (dlopen; nothing links to it). */
 #include "gpu.h"
 #include "cuda/driver.h"
 #include <dlfcn.h>
@@ -10,9 +10,10 @@ const char *const check_gpu_ceiling_names[CHECK_GPU_CEILINGS] = { "copy", "read"
 
 typedef int (*cublas_create)(void **handle);
 typedef int (*cublas_set_stream)(void *handle, void *stream);
-typedef int (*cublas_gemm)(void *handle, int transpose_a, int transpose_b, int m, int n, int k, const void *alpha,
-                           const void *a, int a_type, int a_stride, const void *b, int b_type, int b_stride,
-                           const void *beta, void *c, int c_type, int c_stride, int compute, int algorithm);
+typedef int (*cublas_gemm)(void *handle, int transpose_a, int transpose_b, int m, int n, int k,
+                           const void *alpha, const void *a, int a_type, int a_stride, const void *b,
+                           int b_type, int b_stride, const void *beta, void *c, int c_type, int c_stride,
+                           int compute, int algorithm);
 
 struct check_gpu_meter {
     check_gpu              *gpu;
@@ -39,7 +40,8 @@ enum { CUBLAS_BF16 = 14, CUBLAS_COMPUTE_F32 = 68, CUBLAS_DEFAULT = -1 };
 extern const unsigned char attn_image_gpu_ceilings[];
 
 static int load_kernel(check_gpu_meter *m, const char *name, char *why, size_t size) {
-    cu_result result = m->driver->LibraryLoadData(&m->library, attn_image_gpu_ceilings, NULL, NULL, 0, NULL, NULL, 0);
+    cu_result result =
+        m->driver->LibraryLoadData(&m->library, attn_image_gpu_ceilings, NULL, NULL, 0, NULL, NULL, 0);
     if (!result) result = m->driver->LibraryGetKernel(&m->kernel, m->library, name);
     if (result) snprintf(why, size, "%s: %s", name, attn_cuda_error(m->driver, result));
     return result != CU_OK;
@@ -64,7 +66,8 @@ static int fill_random(check_gpu_meter *m, void *device, size_t bytes) {
     }
     int bad = 0;
     for (size_t at = 0; at < bytes && !bad; at += chunk)
-        bad = m->memory.upload(m->memory.context, (char *)device + at, host, bytes - at < chunk ? bytes - at : chunk);
+        bad = m->memory.upload(m->memory.context, (char *)device + at, host,
+                               bytes - at < chunk ? bytes - at : chunk);
     free(host);
     return bad;
 }
@@ -145,8 +148,8 @@ check_gpu_meter *check_gpu_meter_open(check_gpu *gpu, check_gpu_ceiling which, c
 /* ---- running ---- */
 
 static int launch(check_gpu_meter *m, unsigned threads, void *stream, void **arguments) {
-    const cu_launch_config config = { .grid_x = m->blocks, .grid_y = 1, .grid_z = 1, .block_x = threads, .block_y = 1,
-                                      .block_z = 1, .stream = stream };
+    const cu_launch_config config = { .grid_x = m->blocks, .grid_y = 1, .grid_z = 1, .block_x = threads,
+                                      .block_y = 1, .block_z = 1, .stream = stream };
     return m->driver->LaunchKernelEx(&config, (cu_function)(void *)m->kernel, arguments, NULL) != CU_OK;
 }
 
@@ -157,16 +160,16 @@ int check_gpu_meter_run(void *meter, void *stream) {
     const float one = 1, zero = 0;
     switch (m->which) {
     case CHECK_GPU_COPY:
-        return m->driver->MemcpyDtoDAsync((cu_pointer)(uintptr_t)m->b, (cu_pointer)(uintptr_t)m->a, BYTES, stream)
-               != CU_OK;
+        return m->driver->MemcpyDtoDAsync((cu_pointer)(uintptr_t)m->b, (cu_pointer)(uintptr_t)m->a, BYTES,
+                                          stream) != CU_OK;
     case CHECK_GPU_READ:
         return launch(m, 512, stream, (void *[]){ &m->a, &count, &m->c });
     case CHECK_GPU_FFMA:
         return launch(m, 256, stream, (void *[]){ &a, &b, &rounds, &m->c });
     default:
         return m->set_stream(m->handle, stream) ||
-               m->gemm(m->handle, 1, 0, SIDE, SIDE, SIDE, &one, m->a, CUBLAS_BF16, SIDE, m->b, CUBLAS_BF16, SIDE, &zero,
-                       m->c, CUBLAS_BF16, SIDE, CUBLAS_COMPUTE_F32, CUBLAS_DEFAULT);
+               m->gemm(m->handle, 1, 0, SIDE, SIDE, SIDE, &one, m->a, CUBLAS_BF16, SIDE, m->b, CUBLAS_BF16,
+                       SIDE, &zero, m->c, CUBLAS_BF16, SIDE, CUBLAS_COMPUTE_F32, CUBLAS_DEFAULT);
     }
 }
 

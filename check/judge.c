@@ -1,5 +1,6 @@
-/* judge.c — compares outputs with the answer. Every comparison has the form !(error <= bound), so that NaN fails; then
- * everything that the candidate had no business to write must still be there: gaps, margins, workspace edge, inputs. */
+/* judge.c — compares outputs with the answer. Every comparison has the form !(error <= bound), so that NaN
+ * fails; then everything that the candidate had no business to write must still be there: gaps, margins,
+ * workspace edge, inputs. */
 #include "suspect.h"
 #include <stdarg.h>
 #include <stdio.h>
@@ -48,7 +49,8 @@ static void compare_o(sight *s, int64_t n, int64_t d, double got) {
     const int64_t e = n * s->data->problem.v_dim + d;
     const double expected = a->o[e], bound = a->bound[e], error = fabs(got - expected);
     if (bound == (double)INFINITY) return;
-    if (a->keys[n] && a->lse[n] == (double)-INFINITY) {     /* every score is -inf by its data: 0 or NaN, both fair */
+    if (a->keys[n] && a->lse[n] == (double)-INFINITY) {     /* every score is -inf by its data: 0 or NaN, both
+                                                               fair */
         if (got != 0 && isfinite(got)) wrong_o(s, n, d, got);
         return;
     }
@@ -69,23 +71,26 @@ static void compare_o(sight *s, int64_t n, int64_t d, double got) {
     }
 }
 
-/* What no single element shows: errors that are large on the whole, or all in one direction (O cut instead of rounded).
- * The second needs numbers that don't repeat, as equal ones round alike, and many rows, as the rounded P of one row moves
- * all its elements. */
+/* What no single element shows: errors that are large on the whole, or all in one direction (O cut instead of
+ * rounded). The second needs numbers that don't repeat, as equal ones round alike, and many rows, as the
+ * rounded P of one row moves all its elements. */
 static void compare_whole(sight *s) {
     enum { ENOUGH = 256 };
     const check_data *data = s->data;
     check_verdict *v = s->verdict;
     if (s->compared) v->rms_error = sqrt(s->squares / (double)s->compared);
     if (s->compared >= ENOUGH) v->rms_ratio = sqrt(s->ratio_squares / (double)s->compared);
-    if (s->rounded >= 4 * ENOUGH && data->answer.checked >= ENOUGH / 4 && data->what.fill == CHECK_FILL_gaussian)
+    if (s->rounded >= 4 * ENOUGH && data->answer.checked >= ENOUGH / 4 &&
+        data->what.fill == CHECK_FILL_gaussian)
         v->bias = s->bias / s->roundoff;
     if (!(v->rms_ratio <= CHECK_MOST_RMS))
-        reject(v, "o: errors of all %lld elements are %.3g of their bounds (root mean square), at most %.3g is right",
-               (long long)s->compared, v->rms_ratio, CHECK_MOST_RMS);
+        reject(v,
+               "o: errors of all %lld elements are %.3g of their bounds (root mean square), at most %.3g is "
+               "right", (long long)s->compared, v->rms_ratio, CHECK_MOST_RMS);
     if (!(fabs(v->bias) <= CHECK_MOST_BIAS))
-        reject(v, "o: errors point the same way, %.3g roundoffs on average over %lld elements, at most %.3g is right",
-               v->bias, (long long)s->rounded, CHECK_MOST_BIAS);
+        reject(v,
+               "o: errors point the same way, %.3g roundoffs on average over %lld elements, at most %.3g is "
+               "right", v->bias, (long long)s->rounded, CHECK_MOST_BIAS);
 }
 
 static void compare_lse(sight *s, int64_t n, double got) {
@@ -119,8 +124,9 @@ static void compare_rows(sight *s) {
         const int64_t place = check_q_place(p, p->o_stride, row, a->row_h[n]);
         for (int64_t d = 0; d < p->v_dim; d++)
             compare_o(s, n, d, check_widen(at(data, s->o, AREA_O), p->o_dtype, place + d));
-        if (s->lse)
-            compare_lse(s, n, check_widen(at(data, s->lse, AREA_LSE), ATTN_F32, check_lse_place(p, row, a->row_h[n])));
+        if (!s->lse) continue;
+        const int64_t lse_place = check_lse_place(p, row, a->row_h[n]);
+        compare_lse(s, n, check_widen(at(data, s->lse, AREA_LSE), ATTN_F32, lse_place));
     }
 }
 
@@ -135,8 +141,8 @@ static void compare_rest(sight *s) {
                 const int64_t place = check_q_place(p, p->o_stride, check_row_index(p, &data->host, b, i), h);
                 for (int64_t d = 0; d < p->v_dim; d++)
                     if (!isfinite(check_widen(at(data, s->o, AREA_O), p->o_dtype, place + d)))
-                        reject(s->verdict, "o[b=%lld i=%lld h=%lld d=%lld] isn't finite", (long long)b, (long long)i,
-                               (long long)h, (long long)d);
+                        reject(s->verdict, "o[b=%lld i=%lld h=%lld d=%lld] isn't finite", (long long)b,
+                               (long long)i, (long long)h, (long long)d);
             }
 }
 
@@ -162,7 +168,8 @@ static void check_gaps(sight *s, area_name name, unsigned char *now, int64_t siz
         for (int64_t i = 0; i < check_q_rows(p, &data->host, b); i++)
             for (int64_t h = 0; h < p->q_heads; h++) {
                 const int64_t row = check_row_index(p, &data->host, b, i);
-                const int64_t place = name == AREA_LSE ? check_lse_place(p, row, h) : check_q_place(p, p->o_stride, row, h);
+                const int64_t place =
+                    name == AREA_LSE ? check_lse_place(p, row, h) : check_q_place(p, p->o_stride, row, h);
                 const size_t byte = a->offset + (size_t)(place * size);
                 memcpy(now + byte, a->image + byte, (size_t)(dims * size));
             }

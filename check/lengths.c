@@ -7,7 +7,8 @@ const char *const check_layout_names[3] = { "bshd", "bhsd", "gaps" };
 
 /* ---- sizes and strides of a case ---- */
 
-static attn_stride laid_out(check_layout layout, int64_t batch_rows, int64_t heads, int64_t dim, int64_t gap) {
+static attn_stride laid_out(check_layout layout, int64_t batch_rows, int64_t heads, int64_t dim,
+                            int64_t gap) {
     if (layout == CHECK_LAYOUT_BHSD)
         return (attn_stride){ .batch = heads * batch_rows * dim, .seq = dim, .head = batch_rows * dim };
     attn_stride s = { .head = dim + gap };
@@ -41,7 +42,8 @@ void check_case_complete(check_case *c) {
     const int64_t kv_rows = p->page_size ? p->page_size : p->packed_kv ? p->kv_total : p->kv_len;
     if (unset(p->q_stride)) p->q_stride = laid_out(c->layout, q_rows, p->q_heads, p->qk_dim, 3);
     if (unset(p->k_stride)) p->k_stride = laid_out(c->layout, kv_rows, p->kv_heads, p->qk_dim, 5);
-    if (unset(p->v_stride) && !p->v_in_k) p->v_stride = laid_out(c->layout, kv_rows, p->kv_heads, p->v_dim, 1);
+    if (unset(p->v_stride) && !p->v_in_k)
+        p->v_stride = laid_out(c->layout, kv_rows, p->kv_heads, p->v_dim, 1);
     if (unset(p->o_stride)) p->o_stride = laid_out(c->layout, q_rows, p->q_heads, p->v_dim, 7);
     if (c->layout != CHECK_LAYOUT_GAPS) return;
     if (!p->lse_stride.batch && !p->lse_stride.head && !p->lse_stride.seq) {
@@ -51,8 +53,10 @@ void check_case_complete(check_case *c) {
     }
     const attn_score_stride s = { .kv = 2, .q = 2 * p->kv_len + 1, .head = p->q_len * (2 * p->kv_len + 1) + 5,
                                   .batch = p->q_heads * (p->q_len * (2 * p->kv_len + 1) + 5) + 1 };
-    if (!p->bias_stride.batch && !p->bias_stride.head && !p->bias_stride.q && !p->bias_stride.kv) p->bias_stride = s;
-    if (!p->mask_stride.batch && !p->mask_stride.head && !p->mask_stride.q && !p->mask_stride.kv) p->mask_stride = s;
+    if (!p->bias_stride.batch && !p->bias_stride.head && !p->bias_stride.q && !p->bias_stride.kv)
+        p->bias_stride = s;
+    if (!p->mask_stride.batch && !p->mask_stride.head && !p->mask_stride.q && !p->mask_stride.kv)
+        p->mask_stride = s;
 }
 
 /* ---- drawing lengths ---- */
@@ -65,7 +69,8 @@ static int64_t draw_length(const check_data *data, area_name what, int64_t b, in
     const int64_t edges[] = { most, 0, 1, 16, most - 1, 17, 63, 64, 65, 15, most / 2, 33 };
     const uint64_t hash = draw(data, what, b);
     int64_t length = most;
-    if (data->what.lengths == CHECK_LENGTHS_RANDOM) length = hash % 6 == 0 ? 0 : check_pick(hash >> 8, most + 1);
+    if (data->what.lengths == CHECK_LENGTHS_RANDOM)
+        length = hash % 6 == 0 ? 0 : check_pick(hash >> 8, most + 1);
     if (data->what.lengths == CHECK_LENGTHS_EDGES)
         length = edges[(uint64_t)(b + (int64_t)(data->what.seed % 12) + (int64_t)what) % 12];
     return length < 0 ? 0 : length > most ? most : length;
@@ -99,7 +104,8 @@ static void draw_table(check_data *data) {
         order[other] = kept;
     }
     int64_t next = 0;
-    for (size_t i = 0; i < data->areas[AREA_TABLE].bytes / 4; i++) put(data, AREA_TABLE, (int64_t)i, INT32_MAX);
+    for (size_t i = 0; i < data->areas[AREA_TABLE].bytes / 4; i++)
+        put(data, AREA_TABLE, (int64_t)i, INT32_MAX);
     for (int64_t b = 0; b < p->batch; b++) {
         const int64_t needed = (check_kv_rows(p, &data->host, b) + p->page_size - 1) / p->page_size;
         for (int64_t i = 0; i < needed && p->pages; i++)
@@ -113,16 +119,20 @@ void check_fill_lengths(check_data *data) {
     if (p->packed_q) draw_offsets(data, AREA_CU_Q, p->q_len, p->q_total);
     if (p->packed_kv) draw_offsets(data, AREA_CU_KV, p->kv_len, p->kv_total);
     for (int64_t b = 0; b < p->batch; b++) {
-        if (p->has_seqused_q) put(data, AREA_USED_Q, b, draw_length(data, AREA_USED_Q, b, check_q_rows(p, &data->host, b)));
+        if (p->has_seqused_q)
+            put(data, AREA_USED_Q, b, draw_length(data, AREA_USED_Q, b, check_q_rows(p, &data->host, b)));
         if (p->has_seqused_kv) {
             const int32_t *cu = data->host.cu_seqlens_kv;
-            put(data, AREA_USED_KV, b, draw_length(data, AREA_USED_KV, b, p->packed_kv ? cu[b + 1] - cu[b] : p->kv_len));
+            put(data, AREA_USED_KV, b,
+                draw_length(data, AREA_USED_KV, b, p->packed_kv ? cu[b + 1] - cu[b] : p->kv_len));
         }
         if (p->has_leftpad_kv) {
-            const int64_t rows = check_kv_rows(p, &data->host, b), padding = check_pick(draw(data, AREA_LEFTPAD, b), 9);
+            const int64_t rows = check_kv_rows(p, &data->host, b),
+                          padding = check_pick(draw(data, AREA_LEFTPAD, b), 9);
             put(data, AREA_LEFTPAD, b, padding < rows ? padding : rows);
         }
-        if (p->has_kv_batch_index) put(data, AREA_INDEX, b, check_pick(draw(data, AREA_INDEX, b), p->kv_batch));
+        if (p->has_kv_batch_index)
+            put(data, AREA_INDEX, b, check_pick(draw(data, AREA_INDEX, b), p->kv_batch));
     }
     if (p->page_size) draw_table(data);
 }

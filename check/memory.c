@@ -1,5 +1,6 @@
-/* memory.c — host memory between PROT_NONE guard pages, and catching a candidate that runs into one: the fault becomes a
- * verdict when it happens in the checking thread, a message and the signal's death in any other. */
+/* memory.c — host memory between PROT_NONE guard pages, and catching a candidate that runs into one: the
+ * fault becomes a verdict when it happens in the checking thread, a message and the signal's death in any
+ * other. */
 #include "memory.h"
 #include <setjmp.h>
 #include <signal.h>
@@ -19,7 +20,8 @@ static void *host_alloc(void *context, size_t bytes) {
     unsigned char *memory = mmap(NULL, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED) return NULL;
     memcpy(memory, &(header){ mapped }, sizeof(header));
-    if (mprotect(memory + page(), page(), PROT_NONE) || mprotect(memory + mapped - page(), page(), PROT_NONE)) {
+    if (mprotect(memory + page(), page(), PROT_NONE) ||
+        mprotect(memory + mapped - page(), page(), PROT_NONE)) {
         munmap(memory, mapped);
         return NULL;
     }
@@ -41,7 +43,9 @@ static int host_copy(void *context, void *to, const void *from, size_t bytes) {
     return 0;
 }
 
-const check_memory check_host_memory = { "host", ATTN_CPU, host_alloc, host_free, host_copy, host_copy, NULL };
+const check_memory check_host_memory = {
+    "host", ATTN_CPU, host_alloc, host_free, host_copy, host_copy, NULL
+};
 
 /* ---- faults ---- */
 
@@ -57,13 +61,16 @@ static void on_fault(int number, siginfo_t *info, void *machine) {
         fault_address = info->si_addr;
         siglongjmp(escape, 1);
     }
-    const char *text = (const char *)fault_context;     /* a worker thread: say what ran, then die of the signal */
+    const char *text = (const char *)fault_context;     /* a worker thread: say what ran, then die of the
+                                                           signal */
     const char *const start = "fault in a worker thread during: ";
-    if (write(2, start, strlen(start)) < 0 || write(2, text, strlen(text)) < 0 || write(2, "\n", 1) < 0) _exit(70);
+    if (write(2, start, strlen(start)) < 0 || write(2, text, strlen(text)) < 0 || write(2, "\n", 1) < 0)
+        _exit(70);
     signal(number, SIG_DFL);
 }
 
-int check_guarded(attn_status (*call)(void *arg), void *arg, const char *context, attn_status *status, void **address) {
+int check_guarded(attn_status (*call)(void *arg), void *arg, const char *context, attn_status *status,
+                  void **address) {
     static const int signals[] = { SIGSEGV, SIGBUS, SIGILL, SIGFPE };
     struct sigaction action = { 0 }, before[4];
     action.sa_sigaction = on_fault;

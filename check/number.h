@@ -1,5 +1,6 @@
-/* number.h — the checker's own arithmetic on stored numbers and its random numbers. Nothing here is shared with the
- * library: a mistake in its conversions must not hide here too. Random numbers are hashes of (seed, place). */
+/* number.h — the checker's own arithmetic on stored numbers and its random numbers. Nothing here is shared
+ * with the library: a mistake in its conversions must not hide here too. Random numbers are hashes of (seed,
+ * place). */
 #ifndef CHECK_NUMBER_H
 #define CHECK_NUMBER_H
 #include "attn/attn.h"
@@ -18,8 +19,8 @@ static inline double check_uniform(uint64_t hash) { return (double)(hash >> 11) 
 
 /* Four uniforms summed: mean 0, variance 1, bell-shaped, within +-3.5. */
 static inline double check_normal(uint64_t hash) {
-    const double sum = (double)(hash & 0xffff) + (double)(hash >> 16 & 0xffff) + (double)(hash >> 32 & 0xffff) +
-                       (double)(hash >> 48);
+    const double sum = (double)(hash & 0xffff) + (double)(hash >> 16 & 0xffff) +
+                       (double)(hash >> 32 & 0xffff) + (double)(hash >> 48);
     return (sum * 0x1p-16 - 2) * 1.7320508075688772;
 }
 

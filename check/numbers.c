@@ -1,11 +1,13 @@
-/* numbers.c — fills the tensors of a case: only what some query uses gets a number; the rest stays NaN. Order: masks,
- * bias (where the mask lets), then Q, then the K and V rows that a query sees. Counts the visible pairs on the way. */
+/* numbers.c — fills the tensors of a case: only what some query uses gets a number; the rest stays NaN.
+ * Order: masks, bias (where the mask lets), then Q, then the K and V rows that a query sees. Counts the
+ * visible pairs on the way. */
 #include "data.h"
 #include <stdlib.h>
 
 typedef struct range { int64_t low, high; } range;
 
-/* Keys that causal and window let query i see, in closed form; the oracle asks check_near for every key instead. */
+/* Keys that causal and window let query i see, in closed form; the oracle asks check_near for every key
+ * instead. */
 static range near_keys(const attn_problem *p, const attn_tensors *t, int64_t b, int64_t i) {
     const int64_t here = check_here(p, t, b, i);
     range r = { 0, check_keys(p, t, b) - 1 };
@@ -22,7 +24,8 @@ static uint64_t place_hash(const check_data *data, area_name name, int64_t place
 }
 
 /* Kind of a mask row: 0 nothing visible, 1 its beginning hidden, 2 few visible, else most visible. */
-static int mask_value(const check_data *data, area_name name, int64_t row_place, int64_t place, int64_t j, int64_t keys) {
+static int mask_value(const check_data *data, area_name name, int64_t row_place, int64_t place, int64_t j,
+                      int64_t keys) {
     const uint64_t kind = place_hash(data, name, row_place) >> 7;
     const double drawn = check_uniform(place_hash(data, name, place ^ (int64_t)1 << 40));
     if (kind % 12 == 0) return 0;
@@ -56,7 +59,8 @@ static void fill_bias_row(check_data *data, int64_t b, int64_t h, int64_t i) {
     for (int64_t j = r.low; j <= r.high; j++) {
         if (p->has_mask && !data->host.mask[check_score_place(p->mask_stride, b, h, i, j)]) continue;
         const int64_t place = check_score_place(p->bias_stride, b, h, i, j);
-        const int hidden = place_hash(data, AREA_BIAS, row) % 3 == 0 && !mask_value(data, AREA_BIAS, row, place, j, keys);
+        const int hidden =
+            place_hash(data, AREA_BIAS, row) % 3 == 0 && !mask_value(data, AREA_BIAS, row, place, j, keys);
         check_narrow(check_image(data, AREA_BIAS), p->bias_dtype, place,
                      hidden ? (double)-INFINITY : bias_value(data, place));
     }
@@ -71,7 +75,8 @@ static void each_row(check_data *data, void (*fill)(check_data *, int64_t, int64
 
 /* ---- which keys are used ---- */
 
-/* used[(kv_head * keys) + j] = 1 where a query sees key j of sequence b. Returns the visible pairs, all heads. */
+/* used[(kv_head * keys) + j] = 1 where a query sees key j of sequence b. Returns the visible pairs, all
+ * heads. */
 static double mark_used(const check_data *data, int64_t b, unsigned char *used, int64_t *change) {
     const attn_problem *p = &data->problem;
     const int64_t keys = check_keys(p, &data->host, b), queries = check_queries(p, &data->host, b);
@@ -103,10 +108,11 @@ static double mark_used(const check_data *data, int64_t b, unsigned char *used, 
     return pairs;
 }
 
-static void store_row(check_data *data, area_name tensor, int64_t b, int64_t head, int64_t position, int64_t place,
-                      int64_t count, double *row) {
+static void store_row(check_data *data, area_name tensor, int64_t b, int64_t head, int64_t position,
+                      int64_t place, int64_t count, double *row) {
     check_fill_row(data, tensor, b, head, position, count, row);
-    for (int64_t d = 0; d < count; d++) check_narrow(check_image(data, tensor), data->problem.dtype, place + d, row[d]);
+    for (int64_t d = 0; d < count; d++)
+        check_narrow(check_image(data, tensor), data->problem.dtype, place + d, row[d]);
 }
 
 static void fill_kv(check_data *data, int64_t b, const unsigned char *used, double *row) {
@@ -115,9 +121,11 @@ static void fill_kv(check_data *data, int64_t b, const unsigned char *used, doub
     for (int64_t h = 0; h < p->kv_heads; h++)
         for (int64_t j = 0; j < keys; j++) {
             if (!used[h * keys + j]) continue;
-            store_row(data, AREA_K, b, h, j, check_kv_place(p, &data->host, p->k_stride, b, j, h), p->qk_dim, row);
+            store_row(data, AREA_K, b, h, j, check_kv_place(p, &data->host, p->k_stride, b, j, h), p->qk_dim,
+                      row);
             if (!p->v_in_k)
-                store_row(data, AREA_V, b, h, j, check_kv_place(p, &data->host, p->v_stride, b, j, h), p->v_dim, row);
+                store_row(data, AREA_V, b, h, j, check_kv_place(p, &data->host, p->v_stride, b, j, h),
+                          p->v_dim, row);
         }
 }
 
@@ -160,7 +168,8 @@ attn_status check_fill_numbers(check_data *data) {
         for (int64_t b = 0; b < p->batch; b++) {
             for (int64_t i = 0; i < check_queries(p, &data->host, b); i++)
                 for (int64_t h = 0; h < p->q_heads; h++)
-                    store_row(data, AREA_Q, b, h, i, check_q_place(p, p->q_stride, check_row_index(p, &data->host, b, i), h),
+                    store_row(data, AREA_Q, b, h, i,
+                              check_q_place(p, p->q_stride, check_row_index(p, &data->host, b, i), h),
                               p->qk_dim, row);
             mark_used(data, b, used, change);
             fill_kv(data, b, used, row);

@@ -1,5 +1,6 @@
-/* oracle.c — the answer in float64: scores, then softmax, then the weighted sum, each in a pass of its own with
- * compensated (branch-free Neumaier) sums. Beside O and LSE it sums what the error bound in bound.h needs. */
+/* oracle.c — the answer in float64: scores, then softmax, then the weighted sum, each in a pass of its own
+ * with compensated (branch-free Neumaier) sums. Beside O and LSE it sums what the error bound in bound.h
+ * needs. */
 #include "check.h"
 #include "geometry.h"
 #include <stdlib.h>
@@ -43,11 +44,11 @@ static void widen_row(const void *x, attn_dtype dtype, int64_t place, int64_t co
     for (int64_t d = 0; d < count; d++) row[d] = check_widen(x, dtype, place + d);
 }
 
-/* score = scale (q . k), softcap, + bias, + ALiBi. The products are exact, d <= 1024: f64 needs no carry here.
- * The reach of a dot product: sum |q k|, or what its partial sums let f32 lose, whether at random (their 2-norm) or in
- * one direction, as near-equal terms do (their 1-norm). */
-static void score_key(const attn_problem *p, const attn_tensors *t, scores *s, int64_t b, int64_t h, int64_t i,
-                      int64_t j) {
+/* score = scale (q . k), softcap, + bias, + ALiBi. The products are exact, d <= 1024: f64 needs no carry
+ * here. The reach of a dot product: sum |q k|, or what its partial sums let f32 lose, whether at random
+ * (their 2-norm) or in one direction, as near-equal terms do (their 1-norm). */
+static void score_key(const attn_problem *p, const attn_tensors *t, scores *s, int64_t b, int64_t h,
+                      int64_t i, int64_t j) {
     double dot = 0, size = 0, squares = 0, length = 0;
     for (int64_t d = 0; d < p->qk_dim; d++) {
         const double product = s->q[d] * s->row[d];
@@ -64,12 +65,14 @@ static void score_key(const attn_problem *p, const attn_tensors *t, scores *s, i
         reach = (slope > 0 ? slope * reach : 0) + (double)p->softcap;
     }
     if (p->bias_dtype) {
-        const double bias = check_widen(t->bias, p->bias_dtype, check_score_place(p->bias_stride, b, h, i, j));
+        const double bias =
+            check_widen(t->bias, p->bias_dtype, check_score_place(p->bias_stride, b, h, i, j));
         x += bias;
         reach += fabs(bias);
     }
     if (p->alibi) {
-        const double slope = (double)t->alibi_slopes[p->alibi == ATTN_ALIBI_PER_BATCH_HEAD ? b * p->q_heads + h : h];
+        const double slope =
+            (double)t->alibi_slopes[p->alibi == ATTN_ALIBI_PER_BATCH_HEAD ? b * p->q_heads + h : h];
         const double distance = fabs((double)(check_here(p, t, b, i) - j));
         x -= slope * distance;
         reach += fabs(slope) * distance;
@@ -102,8 +105,8 @@ static void score_row(const attn_problem *p, const attn_tensors *t, int64_t b, i
     }
 }
 
-/* Second pass: weights p_j = exp(s_j - top) / denominator replace the scores; reach becomes the whole of what moves
- * the exponent. Returns whether the row is an ordinary one. */
+/* Second pass: weights p_j = exp(s_j - top) / denominator replace the scores; reach becomes the whole of what
+ * moves the exponent. Returns whether the row is an ordinary one. */
 static int weigh_row(const scores *s, double sink, check_row *r, double *denominator) {
     double m = (double)-INFINITY;
     r->reach_max = 0;
@@ -132,8 +135,8 @@ static int weigh_row(const scores *s, double sink, check_row *r, double *denomin
 }
 
 /* Third pass, and a fourth for the drift, which needs O. */
-static int sum_values(const attn_problem *p, const attn_tensors *t, int64_t b, int64_t kv_head, const scores *s,
-                      double denominator, check_row *r) {
+static int sum_values(const attn_problem *p, const attn_tensors *t, int64_t b, int64_t kv_head,
+                      const scores *s, double denominator, check_row *r) {
     sum2 *o = calloc((size_t)p->v_dim, sizeof *o);
     if (!o) return 0;
     for (int64_t d = 0; d < p->v_dim; d++) r->weight[d] = r->drift[d] = r->tail[d] = 0;
@@ -149,7 +152,8 @@ static int sum_values(const attn_problem *p, const attn_tensors *t, int64_t b, i
     free(o);
     for (int64_t n = 0; n < s->count; n++) {
         widen_row(t->v, p->dtype, check_kv_place(p, t, p->v_stride, b, s->key[n], kv_head), p->v_dim, s->row);
-        for (int64_t d = 0; d < p->v_dim; d++) r->drift[d] += s->score[n] * fabs(s->row[d] - r->o[d]) * s->reach[n];
+        for (int64_t d = 0; d < p->v_dim; d++)
+            r->drift[d] += s->score[n] * fabs(s->row[d] - r->o[d]) * s->reach[n];
     }
     return 1;
 }

@@ -5,7 +5,8 @@
 #include <stdio.h>
 
 const check_case check_shapes[] = {
-#define CHECK_SHAPE(name, ...) { .shape = #name, .problem = { .struct_size = sizeof(attn_problem), __VA_ARGS__ } },
+#define CHECK_SHAPE(name, ...)                                                                               \
+    { .shape = #name, .problem = { .struct_size = sizeof(attn_problem), __VA_ARGS__ } },
 #include "shapes.def"
 #undef CHECK_SHAPE
 };

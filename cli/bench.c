@@ -1,4 +1,5 @@
-/* bench.c — attn bench: time kernels on problems beside this machine's own ceilings, each checked before it counts. */
+/* bench.c — attn bench: time kernels on problems beside this machine's own ceilings, each checked before it
+ * counts. */
 #include "bench.h"
 #include "gpu_session.h"
 #include "inputs.h"
@@ -12,10 +13,11 @@ enum { MOST_THREADS = 16 };
 
 static const cli_option bench_options[] = {
     { .name = "vs", .type = CLI_CHOICE, .argument = "LIST", .choices = "openblas naive", .list = 1,
-      .summary = "Also time a GEMM library: openblas = blocked as frameworks do, naive = with the whole score matrix." },
+      .summary = "Also time a GEMM library: openblas = blocked as frameworks do, naive = with the whole "
+                 "score matrix." },
     { .name = "suite", .type = CLI_CHOICE, .argument = "LIST", .choices = bench_suite_names, .list = 1,
-      .summary = "Run sets of problems instead; table prints every speed target with what was measured. decode and mla "
-                 "run on a GPU if there is one, unless --backend cpu." },
+      .summary = "Run sets of problems instead; table prints every speed target with what was measured. "
+                 "decode and mla run on a GPU if there is one, unless --backend cpu." },
     { .name = "samples", .type = CLI_INTEGER, .argument = "N", .low = 1, .high = BENCH_SAMPLES / 3,
       .summary = "Undisturbed samples of each contender, taken in alternating rounds (5)." },
     { .name = "sample-ms", .type = CLI_REAL, .argument = "X",
@@ -23,7 +25,8 @@ static const cli_option bench_options[] = {
     { .name = "budget", .type = CLI_REAL, .argument = "X",
       .summary = "Seconds to spend on one contender and problem; slow ones get fewer samples (20)." },
     { .name = "seed", .type = CLI_INTEGER, .argument = "N", .summary = "Seed of the numbers (1)." },
-    { .name = "json", .type = CLI_FILE, .argument = "FILE", .summary = "Save the rows as JSON (schema 1); - is stdout." },
+    { .name = "json", .type = CLI_FILE, .argument = "FILE",
+      .summary = "Save the rows as JSON (schema 1); - is stdout." },
     { .name = "csv", .type = CLI_FILE, .argument = "FILE", .summary = "Save the rows as CSV." },
     { .name = "html", .type = CLI_FILE, .argument = "FILE",
       .summary = "Save a self-contained page: bars, roofline, lengths, a table to sort." },
@@ -33,7 +36,8 @@ static const cli_option bench_options[] = {
 
 static int settings_of(const cli_arguments *a, bench_settings *s) {
     *s = (bench_settings){ .samples = (int)cli_integer(a, "samples", 5),
-                           .sample_seconds = cli_real(a, "sample-ms", 60) * 1e-3, .budget = cli_real(a, "budget", 20) };
+                           .sample_seconds = cli_real(a, "sample-ms", 60) * 1e-3,
+                           .budget = cli_real(a, "budget", 20) };
     if (s->sample_seconds > 0 && s->budget > 0) return CLI_OK;
     cli_error("--sample-ms and --budget must be above 0");
     return CLI_USAGE;
@@ -123,7 +127,8 @@ static int run_named(const cli_arguments *a, bench_request *request, bench_table
 static int run(const cli_arguments *a) {
     int threads[MOST_THREADS];
     bench_request request = { .options = ATTN_OPTIONS_INIT, .threads = threads, .fill = CHECK_FILL_gaussian,
-                              .seed = (uint64_t)cli_integer(a, "seed", 1), .explicit_list = cli_given(a, "kernel") > 0 };
+                              .seed = (uint64_t)cli_integer(a, "seed", 1),
+                              .explicit_list = cli_given(a, "kernel") > 0 };
     bench_table table = { NULL, 0 };
     int code = settings_of(a, &request.settings);
     if (code) return code;
@@ -153,12 +158,13 @@ const cli_command cli_command_bench = {
     .name = "bench", .summary = "Time kernels on problems, with this machine's own ceilings beside them.",
     .sweeps = 1, .tables = tables, .run = run,
     .notes =
-        "Every value may be a list: all combinations are timed. Each contender is first compared with the float64 "
-        "oracle; a wrong one is reported and not timed. Contenders and ceilings take turns in rounds, and ratios are "
-        "medians over the rounds, so that they hold on a busy machine. A --kernel with a '/' or ending in .c is a "
-        "plug-in: it is built, checked in a child process, and ranked beside the others.\n"
-        "%peak: share of the multiply-add (or bf16 dot) rate measured on as many threads. %read: share of a plain read "
-        "of the same K and V.\n"
+        "Every value may be a list: all combinations are timed. Each contender is first compared with the "
+        "float64 oracle; a wrong one is reported and not timed. Contenders and ceilings take turns in "
+        "rounds, and ratios are medians over the rounds, so that they hold on a busy machine. A --kernel "
+        "with a '/' or ending in .c is a plug-in: it is built, checked in a child process, and ranked beside "
+        "the others.\n"
+        "%peak: share of the multiply-add (or bf16 dot) rate measured on as many threads. %read: share of a "
+        "plain read of the same K and V.\n"
         "Exit code 1 means that a contender was wrong or failed.\n"
         "Example:  attn bench --sq 1k,2k --d 64,128 --causal --kernel 'flash_*',./mine.c --vs openblas",
 };

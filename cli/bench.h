@@ -12,8 +12,8 @@ enum { BENCH_SAMPLES = 64 };            /* kept per item at most */
 
 typedef struct bench_sample {
     double seconds;                     /* of all iterations */
-    double cpu;                         /* CPU seconds used meanwhile, or 0 = unknown: less than threads * seconds
-                                           means that something else had the processor */
+    double cpu;                         /* CPU seconds used meanwhile, or 0 = unknown: less than threads *
+                                           seconds: something else had the processor */
 } bench_sample;
 
 typedef struct bench_item bench_item;
@@ -36,13 +36,15 @@ typedef struct bench_settings {
     double budget;                      /* seconds for one item; slow ones get fewer samples */
 } bench_settings;
 
-/* Warm up, find the iterations, then sample all items in turn until each has its samples. `label` is for progress. */
+/* Warm up, find the iterations, then sample all items in turn until each has its samples. `label` is for
+ * progress. */
 void bench_measure(bench_item *const *items, int count, const bench_settings *settings, const char *label);
 
 typedef struct bench_spread { double median, low, high, least, most; int count, disturbed; } bench_spread;
 /* Of the undisturbed samples, or of all if those are fewer than 3. low and high: quartiles. Zeros if none. */
 bench_spread bench_spread_of(const bench_item *item);
-/* Median over the rounds of b's time over a's time: how many times faster a is, whatever the machine did meanwhile. */
+/* Median over the rounds of b's time over a's time: how many times faster a is, whatever the machine did
+ * meanwhile. */
 double bench_ratio(const bench_item *a, const bench_item *b);
 /* Share of its processors that an item lost to others, median of all samples. */
 double bench_lost(const bench_item *item);
@@ -59,10 +61,12 @@ typedef struct bench_target {
     double      peer_figure;
     bench_unit  peer_unit;
     double      ratio;                  /* times as fast as the peer; 0 = unknown */
-    bench_unit  unit;                   /* of these: OF_PEER and OF_BEFORE are times as fast as the peer, the row before */
+    bench_unit  unit;                   /* of these: OF_PEER and OF_BEFORE are times as fast as the peer, the
+                                           row before */
     double      must, goal, measured;
     const char *result;                 /* "goal", "must", "MISSED", "-" */
-    double      own_schedule;           /* seconds of a run that makes its own schedule; 0 = there is none to make */
+    double      own_schedule;           /* seconds of a run that makes its own schedule; 0 = there is none to
+                                           make */
 } bench_target;
 
 typedef struct bench_row {
@@ -78,7 +82,8 @@ typedef struct bench_row {
     ceiling           ceiling;
     double            ceiling_flops;    /* per second, measured between the same samples */
     double            of_ceiling;       /* share, median of rounds; 0 = unknown */
-    double            noise;            /* share of the processors that the ceiling's loop lost to other programs */
+    double            noise;            /* share of the processors that the ceiling's loop lost to other
+                                           programs */
     double            read_bytes;       /* per second: the stream read of the same K and V */
     double            of_read;
     double            versus[2];        /* times faster than openblas_blocked, openblas_naive; 0 = unknown */

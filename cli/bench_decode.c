@@ -1,5 +1,5 @@
-/* bench_decode.c — the rows of suites decode and mla on a GPU, with what others reach and what is wanted, and the way
- * of a row: its tensors, the check, the time with a schedule made before and with one of its own. */
+/* bench_decode.c — the rows of suites decode and mla on a GPU, with what others reach and what is wanted, and
+ * the way of a row: its tensors, the check, the time with a schedule made before and with one of its own. */
 #include "bench_decode.h"
 #include "gpu_session.h"
 
@@ -50,7 +50,8 @@ static const decode_row mla_rows[] = {
 };
 
 /* Check and time one row into r. Nonzero: it was wrong or failed; r says why. */
-static int run_row(const decode_row *row, const attn_options *options, const check_memory *memory, bench_row *r) {
+static int run_row(const decode_row *row, const attn_options *options, const check_memory *memory,
+                   bench_row *r) {
     decode_step s;
     decode_times times = { .read = 0 }, own = { .read = 0 };
     int bad = decode_step_create(&s, row, options, memory) || decode_step_check(&s, &r->outcome.verdict) ||

@@ -1,5 +1,5 @@
-/* bench_decode.h — suites decode and mla on a GPU: decoding steps over caches that fill it. One row of a table is made,
- * checked, timed and printed by the same four modules, whichever suite it belongs to. */
+/* bench_decode.h — suites decode and mla on a GPU: decoding steps over caches that fill it. One row of a
+ * table is made, checked, timed and printed by the same four modules, whichever suite it belongs to. */
 #ifndef CLI_BENCH_DECODE_H
 #define CLI_BENCH_DECODE_H
 #include "bench.h"
@@ -19,7 +19,8 @@ typedef enum decode_timing {
 typedef struct decode_row {
     const char    *name;
     int64_t        batch, q_heads, kv_heads, q_len, kv_len, qk_dim, v_dim;
-    int            is_mla;          /* V in K, LSE written, Q and O among the bytes: as FlashMLA's benchmark has it */
+    int            is_mla;          /* V in K, LSE written, Q and O among the bytes: as FlashMLA's benchmark
+                                       has it */
     int            page_size;       /* 0: contiguous; else pages in shuffled order */
     decode_lengths lengths;
     decode_timing  timing;
@@ -55,7 +56,8 @@ typedef struct decode_step {
 int  decode_step_create(decode_step *s, const decode_row *row, const attn_options *options,
                         const check_memory *memory);
 void decode_step_destroy(decode_step *s);
-/* Queue a run over cache `set`: with the step's schedule, as all layers but the first have it, or with its own. */
+/* Queue a run over cache `set`: with the step's schedule, as all layers but the first have it, or with its
+ * own. */
 attn_status decode_step_run(const decode_step *s, int set, int own_schedule, void *stream);
 /* Set kind and why. @return 1 */
 int  decode_step_fail(decode_step *s, outcome_kind kind, const char *what, const char *detail);
@@ -87,6 +89,7 @@ void bench_decode_print(const bench_row *r);
 
 /* ---- the suites: bench_decode.c ---- */
 
-/* attn bench --suite decode (is_mla 0) or mla (1) on the GPU; rows are appended to `table`. @return exit code. */
+/* attn bench --suite decode (is_mla 0) or mla (1) on the GPU; rows are appended to `table`. @return exit
+ * code. */
 int bench_decode(int is_mla, const cli_arguments *a, const bench_request *common, bench_table *table);
 #endif

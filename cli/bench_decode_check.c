@@ -1,5 +1,6 @@
-/* bench_decode_check.c — is a decoding step right? A sample of O's rows, and of LSE, against sums in float64. Errors are
- * taken in the norm of a row: with many keys O is small, and a bound on each element would let a lost part pass. */
+/* bench_decode_check.c — is a decoding step right? A sample of O's rows, and of LSE, against sums in float64.
+ * Errors are taken in the norm of a row: with many keys O is small, and a bound on each element would let a
+ * lost part pass. */
 #include "bench_decode.h"
 #include "number.h"
 #include <math.h>
@@ -22,7 +23,8 @@ static int answer(const decode_step *s, int set, place at, double *o, double *ls
     for (int64_t j = 0; j < keys; j++) {
         const uint16_t *k = decode_step_k(s, set, at.b, j, g);
         double dot = 0;
-        for (int64_t d = 0; d < r->qk_dim; d++) dot += check_widen(q, ATTN_BF16, d) * check_widen(k, ATTN_BF16, d);
+        for (int64_t d = 0; d < r->qk_dim; d++)
+            dot += check_widen(q, ATTN_BF16, d) * check_widen(k, ATTN_BF16, d);
         p[j] = dot / sqrt((double)r->qk_dim);
         top = p[j] > top ? p[j] : top;
     }
@@ -101,7 +103,8 @@ int decode_step_check(decode_step *s, check_verdict *v) {
     if (!s->tensors.lse) v->lse_error = NAN;        /* unknown */
     v->ok = v->o_ratio <= 1 && v->lse_ratio <= 1;
     if (v->ok) return 0;
-    snprintf(v->reason, sizeof v->reason, "relative error %.2e of O's rows, at most %.0e; error %.2e of LSE, at most %.0e",
+    snprintf(v->reason, sizeof v->reason,
+             "relative error %.2e of O's rows, at most %.0e; error %.2e of LSE, at most %.0e",
              v->o_ratio * O_ALLOWED, O_ALLOWED, v->lse_error, LSE_ALLOWED);
     return decode_step_fail(s, OUTCOME_WRONG, outcome_names[OUTCOME_WRONG], v->reason);
 }

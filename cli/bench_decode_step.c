@@ -1,5 +1,6 @@
-/* bench_decode_step.c — a made-up decoding step in device memory. The caches repeat random numbers with a period that
- * no page divides, so that the float64 check knows every element without a host copy of gigabytes. */
+/* bench_decode_step.c — a made-up decoding step in device memory. The caches repeat random numbers with a
+ * period that no page divides, so that the float64 check knows every element without a host copy of
+ * gigabytes. */
 #include "bench_decode.h"
 #include "number.h"
 #include <stdlib.h>
@@ -39,7 +40,8 @@ static int make_numbers(decode_step *s) {
 static int64_t cache_row(const decode_step *s, int64_t b, int64_t j, int64_t g) {
     const attn_problem *p = &s->problem;
     const int64_t size = p->page_size;
-    const int64_t row = size ? s->table[b * p->block_table_cols + j / size] * size + j % size : b * p->kv_len + j;
+    const int64_t row =
+        size ? s->table[b * p->block_table_cols + j / size] * size + j % size : b * p->kv_len + j;
     return row * p->kv_heads + g;
 }
 
@@ -60,7 +62,8 @@ static int64_t make_lengths(decode_step *s, int32_t *used) {
     int64_t longest = 0;
     for (int64_t b = 0; b < r->batch; b++) {
         const double x = (double)r->kv_len * (1 + 0.5 * check_normal(check_mix(99 + (uint64_t)b)));
-        s->lengths[b] = r->lengths != DECODE_RAGGED ? r->kv_len : x < (double)r->q_len ? r->q_len : (int64_t)x;
+        s->lengths[b] = r->kv_len;
+        if (r->lengths == DECODE_RAGGED) s->lengths[b] = x < (double)r->q_len ? r->q_len : (int64_t)x;
         used[b] = (int32_t)s->lengths[b];
         if (s->lengths[b] > longest) longest = s->lengths[b];
         s->mean_keys += (double)s->lengths[b] / (double)r->batch;
@@ -68,7 +71,8 @@ static int64_t make_lengths(decode_step *s, int32_t *used) {
     return longest;
 }
 
-/* Pages in shuffled order; entries behind a sequence's last page are out of range. @return pages, 0: no memory. */
+/* Pages in shuffled order; entries behind a sequence's last page are out of range. @return pages, 0: no
+ * memory. */
 static int64_t make_table(decode_step *s, int64_t columns) {
     const decode_row *r = s->row;
     int64_t pages = 0, next = 0;
@@ -167,7 +171,8 @@ static int make_plan(decode_step *s, const attn_options *options) {
 
 int decode_step_create(decode_step *s, const decode_row *row, const attn_options *options,
                        const check_memory *memory) {
-    *s = (decode_step){ .row = row, .memory = memory, .problem = ATTN_PROBLEM_INIT, .tensors = ATTN_TENSORS_INIT };
+    *s = (decode_step){ .row = row, .memory = memory, .problem = ATTN_PROBLEM_INIT,
+                        .tensors = ATTN_TENSORS_INIT };
     int32_t *used = malloc((size_t)row->batch * sizeof *used);
     s->lengths = malloc((size_t)row->batch * sizeof *s->lengths);
     const char *lacks = !used || !s->lengths || make_numbers(s) || make_problem(s, used) ? "on the host"

@@ -1,5 +1,5 @@
-/* bench_decode_table.c — the table of suites decode and mla on a GPU: what was measured, the peer's figure, must and
- * goal, and which of them is reached. */
+/* bench_decode_table.c — the table of suites decode and mla on a GPU: what was measured, the peer's figure,
+ * must and goal, and which of them is reached. */
 #include "bench_decode.h"
 #include "gpu_session.h"
 
@@ -17,7 +17,8 @@ static double measured_in(bench_unit unit, const bench_row *r, double before) {
 
 void bench_decode_judge(const decode_row *row, double before, bench_row *r) {
     bench_target *t = &r->target;
-    t->name = row->name, t->peer = row->peer, t->peer_figure = row->peer_figure, t->peer_unit = row->peer_unit;
+    t->name = row->name, t->peer = row->peer, t->peer_figure = row->peer_figure,
+    t->peer_unit = row->peer_unit;
     t->unit = row->unit, t->must = row->must, t->goal = row->goal;
     t->result = "-";
     if (!(r->time.median > 0)) return;
@@ -48,11 +49,11 @@ static const char format[] = "%-24s %10s %10s %7s %14s  %-22s %6s  %10s %10s %10
 void bench_decode_header(void) {
     check_gpu_info info;
     check_gpu_describe(gpu_session_device(), &info);
-    bench_show("%s, bf16. GB/s: K and V, of MLA also Q and O; peers' figures from a card of the kind H100 80GB HBM3\n"
-               "x: times as fast as the peer, or as the row above; time: with a schedule made before, as all layers of a "
-               "step but the first have it\n%s", info.name, bench_style(CLI_BOLD));
-    bench_show(format, "", "time", "bandwidth", "of read", "speed", "peer", "ratio", "must", "goal", "measured", "",
-               "result", "", "own schedule", "kernel");
+    bench_show("%s, bf16. GB/s: K and V, of MLA also Q and O; peers' figures: of an H100 80GB HBM3\n"
+               "x: times as fast as the peer, or as the row above; time: with a schedule made before, as\n"
+               "all layers of a step but the first have it\n%s", info.name, bench_style(CLI_BOLD));
+    bench_show(format, "", "time", "bandwidth", "of read", "speed", "peer", "ratio", "must", "goal",
+               "measured", "", "result", "", "own schedule", "kernel");
     bench_show("%s\n", bench_style(CLI_PLAIN));
 }
 
@@ -65,15 +66,16 @@ void bench_decode_print(const bench_row *r) {
         return;
     }
     if (r->of_read > 0) snprintf(read, sizeof read, "%.1f %%", 100 * r->of_read);
-    if (t->peer) snprintf(peer, sizeof peer, "%s %s", t->peer, quantity(t->peer_unit, t->peer_figure, figure));
+    if (t->peer)
+        snprintf(peer, sizeof peer, "%s %s", t->peer, quantity(t->peer_unit, t->peer_figure, figure));
     if (t->peer) snprintf(ratio, sizeof ratio, "%.3f", t->ratio);
     const cli_style style = *t->result == 'g' ? CLI_GREEN : *t->result == 'M' ? CLI_RED : CLI_PLAIN;
     bench_show(format, t->name, quantity(BENCH_US, r->time.median * 1e6, time),
                quantity(BENCH_GBS, measured_in(BENCH_GBS, r, 0), rate), read,
                quantity(BENCH_TFLOPS, measured_in(BENCH_TFLOPS, r, 0), speed), peer, ratio,
                quantity(t->unit, t->must, must), quantity(t->unit, t->goal, goal),
-               quantity(t->unit, t->measured, measured), style == CLI_PLAIN ? "" : bench_style(style), t->result,
-               style == CLI_PLAIN ? "" : bench_style(CLI_PLAIN),
+               quantity(t->unit, t->measured, measured), style == CLI_PLAIN ? "" : bench_style(style),
+               t->result, style == CLI_PLAIN ? "" : bench_style(CLI_PLAIN),
                quantity(BENCH_US, t->own_schedule * 1e6, own), r->kernel);
     if (r->time.disturbed)
         bench_show("  (%d samples late: the host queued for longer than the flush took)", r->time.disturbed);

@@ -1,6 +1,6 @@
-/* bench_decode_time.c — how long a decoding step takes: as a graph of runs round several caches, so that L2 never has
- * what the next run reads (back to back, as layers follow each other), or run by run behind a flush, as do_bench has it.
- * What the card reads at most is measured in the same seconds. */
+/* bench_decode_time.c — how long a decoding step takes: as a graph of runs round several caches, so that L2
+ * never has what the next run reads (back to back, as layers follow each other), or run by run behind a
+ * flush, as do_bench has it. What the card reads at most is measured in the same seconds. */
 #include "bench_decode.h"
 #include "cuda/driver.h"
 #include "gpu_session.h"
@@ -11,7 +11,8 @@ enum {
     READS = 8,                              /* of a sample of the card's read rate */
 };
 static const double GRAPH_SECONDS = 10e-3;  /* about */
-static const double UNTIMED_SECONDS = 25e-3, TIMED_SECONDS = 100e-3;    /* of do_bench: a card grows slower with heat */
+static const double UNTIMED_SECONDS = 25e-3, TIMED_SECONDS = 100e-3;    /* of do_bench: a card grows slower
+                                                                           with heat */
 
 static void add_sample(bench_item *item, double seconds, int disturbed) {
     item->seconds[item->count] = seconds > 0 ? seconds : 0;
@@ -43,15 +44,16 @@ static int capture(const decode_step *s, int own_schedule, int64_t runs, void *s
     cu_graph graph;
     attn_status status = ATTN_OK;
     if (x->driver->StreamBeginCapture(stream, 0)) return 1;
-    for (int64_t i = 0; i < runs && !status; i++) status = decode_step_run(s, (int)(i % s->sets), own_schedule, stream);
+    for (int64_t i = 0; i < runs && !status; i++)
+        status = decode_step_run(s, (int)(i % s->sets), own_schedule, stream);
     if (x->driver->StreamEndCapture(stream, &graph)) return 1;
     const int bad = status || x->driver->GraphInstantiateWithFlags(&x->graph, graph, 0);
     (void)x->driver->GraphDestroy(graph);
     return bad;
 }
 
-static int time_warm(decode_step *s, int own_schedule, check_gpu *gpu, check_gpu_meter *meter, bench_item *run,
-                     bench_item *read) {
+static int time_warm(decode_step *s, int own_schedule, check_gpu *gpu, check_gpu_meter *meter,
+                     bench_item *run, bench_item *read) {
     char why[256] = "";
     queued x = { attn_cuda_open(why, sizeof why), NULL };
     const int64_t runs = runs_of(s);
@@ -82,8 +84,8 @@ static int count_of(double seconds, double each, int least, int most) {
     return !(count < most) ? most : count > least ? (int)count : least;
 }
 
-static int time_cold(decode_step *s, int own_schedule, check_gpu *gpu, check_gpu_meter *meter, bench_item *run,
-                     bench_item *read) {
+static int time_cold(decode_step *s, int own_schedule, check_gpu *gpu, check_gpu_meter *meter,
+                     bench_item *run, bench_item *read) {
     timed t = { s, own_schedule };
     check_gpu_cold cold[COLD_UNTIMED + COLD_SAMPLES];
     double each = 0;

@@ -1,5 +1,5 @@
-/* bench_measure.c — samples in alternating rounds, so that what the machine does meanwhile hits every contender alike,
- * and the statistics of what came out. */
+/* bench_measure.c — samples in alternating rounds, so that what the machine does meanwhile hits every
+ * contender alike, and the statistics of what came out. */
 #include "bench.h"
 #include "terminal.h"
 #include <stdlib.h>
@@ -55,7 +55,8 @@ bench_spread bench_spread_of(const bench_item *item) {
     if (!s.count) return s;
     qsort(all, (size_t)s.count, sizeof *all, by_size);
     s.least = all[0], s.most = all[s.count - 1];
-    s.low = quantile(all, s.count, 0.25), s.median = quantile(all, s.count, 0.5), s.high = quantile(all, s.count, 0.75);
+    s.low = quantile(all, s.count, 0.25), s.median = quantile(all, s.count, 0.5),
+    s.high = quantile(all, s.count, 0.75);
     return s;
 }
 

@@ -1,5 +1,5 @@
-/* bench_problem.c — one problem: make its tensors, check every contender, time those that are right beside the
- * ceilings, and judge the planner's choice. */
+/* bench_problem.c — one problem: make its tensors, check every contender, time those that are right beside
+ * the ceilings, and judge the planner's choice. */
 #include "bench_runner.h"
 #include "gpu_session.h"
 #include "problem_options.h"
@@ -84,7 +84,8 @@ static void enter_all(session *s) {
             const int threads = c->kind == CONTENDER_PLUGIN || c->device != ATTN_CPU ? 1 : q->threads[n];
             if (n && c->kind == CONTENDER_PLUGIN) break;
             enter(s, c, threads);
-            if (s->table->rows[s->table->count - 1].outcome.kind == OUTCOME_REFUSED) break;     /* with any number */
+            const bench_row *last = &s->table->rows[s->table->count - 1];
+            if (last->outcome.kind == OUTCOME_REFUSED) break;   /* with any number */
         }
     }
 }
@@ -100,9 +101,11 @@ static ceiling_buffers buffers_of(const check_data *data) {
     ceiling_buffers b = { t->k, t->v, 0, 0 };
     if (batch <= 0 || rows <= 0) return b;
     const attn_stride k = p->k_stride, v = p->v_stride;
-    b.k_bytes = size * (size_t)((batch - 1) * k.batch + (rows - 1) * k.seq + (p->kv_heads - 1) * k.head + p->qk_dim);
+    b.k_bytes =
+        size * (size_t)((batch - 1) * k.batch + (rows - 1) * k.seq + (p->kv_heads - 1) * k.head + p->qk_dim);
     if (t->v)
-        b.v_bytes = size * (size_t)((batch - 1) * v.batch + (rows - 1) * v.seq + (p->kv_heads - 1) * v.head + p->v_dim);
+        b.v_bytes = size * (size_t)((batch - 1) * v.batch + (rows - 1) * v.seq + (p->kv_heads - 1) * v.head +
+                                    p->v_dim);
     return b;
 }
 

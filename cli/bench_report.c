@@ -15,7 +15,8 @@
 enum { SCHEMA = 1 };
 
 static const char convention[] =
-    "flop = 2 x visible (query, key) pairs x (d + dv), that is 4 x pairs x d where dv = d; GB/s: Q, K, V and O once";
+    "flop = 2 x visible (query, key) pairs x (d + dv), that is 4 x pairs x d where dv = d; GB/s: Q, K, V and "
+    "O once";
 
 static FILE *stream;
 
@@ -70,8 +71,9 @@ static int any_traffic(const bench_table *t) {
 
 static void print_header(const bench_table *t) {
     bench_show("%s%s%s\n", bench_style(CLI_DIM), convention, bench_style(CLI_PLAIN));
-    bench_show("%s  %-26s %2s  %-7s %9s %6s  %11s %13s  %8s %6s  %7s %6s", bench_style(CLI_BOLD), "kernel", "T", "check",
-               "max error", "/bound", "median", "quartiles", "GFLOP/s", "%peak", "GB/s", "%read");
+    bench_show("%s  %-26s %2s  %-7s %9s %6s  %11s %13s  %8s %6s  %7s %6s", bench_style(CLI_BOLD), "kernel",
+               "T", "check", "max error", "/bound", "median", "quartiles", "GFLOP/s", "%peak", "GB/s",
+               "%read");
     if (any_versus(t, 0)) bench_show("  %11s", "x OpenBLAS");
     if (any_versus(t, 1)) bench_show("  %7s", "x naive");
     if (any_traffic(t)) bench_show("  %10s", "far bytes");
@@ -95,7 +97,8 @@ static void print_row(const bench_table *t, const bench_row *r) {
     const cli_style failed = r->outcome.kind == OUTCOME_REFUSED ? CLI_DIM : CLI_RED;
     const cli_style style = !ok ? failed : r->faster ? CLI_YELLOW : CLI_PLAIN;
     const char *on = style == CLI_PLAIN ? "" : bench_style(style);
-    bench_show("%s%c %-26s %2d  %-7s", on, r->chosen ? '*' : r->faster ? '!' : ' ', r->kernel, r->threads, state_of(r));
+    const char mark = r->chosen ? '*' : r->faster ? '!' : ' ';
+    bench_show("%s%c %-26s %2d  %-7s", on, mark, r->kernel, r->threads, state_of(r));
     if (!ok || !(r->time.median > 0)) {
         bench_show(" %s%s\n", reason_of(r), *on ? bench_style(CLI_PLAIN) : "");
         return;
@@ -131,8 +134,10 @@ void bench_print(const bench_table *table, int first) {
         noise = r->noise > noise ? r->noise : noise;
     }
     if (flagged)
-        bench_show("! faster than the kernel that the planner chose (*): their order in kernels.def is wrong here\n");
-    if (noise > 0.05) bench_show("~ other programs took up to %.0f %% of the processors meanwhile\n", 100 * noise);
+        bench_show("! faster than the kernel that the planner chose (*): their order in kernels.def is wrong "
+                   "here\n");
+    if (noise > 0.05)
+        bench_show("~ other programs took up to %.0f %% of the processors meanwhile\n", 100 * noise);
     fflush(stream ? stream : stdout);
 }
 
@@ -271,7 +276,8 @@ static int save_json(const bench_table *t, const char *path) {
 
 typedef struct column { const char *name; int is_text; } column;
 static const column columns[] = {
-    { "problem", 1 }, { "kernel", 1 }, { "threads", 0 }, { "check", 1 }, { "max_error", 0 }, { "error_of_bound", 0 },
+    { "problem", 1 }, { "kernel", 1 }, { "threads", 0 }, { "check", 1 }, { "max_error", 0 },
+      { "error_of_bound", 0 },
     { "median_ms", 0 }, { "q25_ms", 0 }, { "q75_ms", 0 }, { "gflop_per_s", 0 }, { "percent_of_ceiling", 0 },
     { "gb_per_s", 0 }, { "percent_of_read", 0 }, { "times_openblas", 0 }, { "times_naive", 0 },
 };

@@ -1,5 +1,5 @@
-/* bench_runner.c — a contender made ready for one problem in a child process that runs it so often as it is told and
- * says how long that took; and the same interface for the ceilings. */
+/* bench_runner.c — a contender made ready for one problem in a child process that runs it so often as it is
+ * told and says how long that took; and the same interface for the ceilings. */
 #include "bench_runner.h"
 #include "gpu_session.h"
 #include "sandbox.h"
@@ -56,9 +56,11 @@ static int prepare(bench_runner *r) {
 
 static int run_on_gpu(void *arg, void *stream) {
     bench_runner *r = arg;
-    const attn_status status = r->candidate.run(&r->candidate, check_data_tensors(r->data), r->workspace, stream);
+    const attn_status status =
+        r->candidate.run(&r->candidate, check_data_tensors(r->data), r->workspace, stream);
     if (status)
-        snprintf(r->answer->reason, sizeof r->answer->reason, "%s: %s", attn_status_name(status), attn_last_error());
+        snprintf(r->answer->reason, sizeof r->answer->reason, "%s: %s", attn_status_name(status),
+                 attn_last_error());
     return status != ATTN_OK;
 }
 
@@ -76,11 +78,14 @@ static int serve(void *arg, int64_t request) {
     if (check_data_problem(r->data)->device != ATTN_CPU) return serve_gpu(r, request);
     attn_status status = ATTN_OK;
     const double cpu = cpu_seconds(), start = bench_now();
-    for (int64_t i = 0; i < request && !status; i++) status = r->candidate.run(&r->candidate, t, r->workspace, NULL);
+    for (int64_t i = 0; i < request && !status; i++)
+        status = r->candidate.run(&r->candidate, t, r->workspace, NULL);
     r->answer->sample = (bench_sample){ bench_now() - start, cpu_seconds() - cpu };
-    if (r->contender->plugin) r->answer->has_traffic = plugin_traffic(r->contender->plugin, &r->answer->traffic);
+    if (r->contender->plugin)
+        r->answer->has_traffic = plugin_traffic(r->contender->plugin, &r->answer->traffic);
     if (!status) return 0;
-    snprintf(r->answer->reason, sizeof r->answer->reason, "%s: %s", attn_status_name(status), attn_last_error());
+    snprintf(r->answer->reason, sizeof r->answer->reason, "%s: %s", attn_status_name(status),
+             attn_last_error());
     return 1;
 }
 
@@ -142,7 +147,13 @@ void bench_runner_free(bench_runner *r) {
 
 /* ---- ceilings ---- */
 
-struct bench_ceiling { bench_item item; ceiling ceiling; team *team; ceiling_buffers buffers; check_gpu_meter *meter; };
+struct bench_ceiling {
+    bench_item       item;
+    ceiling          ceiling;
+    team            *team;
+    ceiling_buffers  buffers;
+    check_gpu_meter *meter;
+};
 
 static int sample_gpu_ceiling(bench_item *item, int64_t iterations, bench_sample *out) {
     bench_ceiling *c = (bench_ceiling *)(void *)item;

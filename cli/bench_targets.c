@@ -1,5 +1,6 @@
-/* bench_targets.c — the speed table: every target with what this machine reaches, measured now. A target is one row;
- * rows with the same problem share one measurement, so that their figures come from the same minutes. */
+/* bench_targets.c — the speed table: every target with what this machine reaches, measured now. A target is
+ * one row; rows with the same problem share one measurement, so that their figures come from the same
+ * minutes. */
 #include "bench.h"
 #include "openblas.h"
 #include "terminal.h"
@@ -88,8 +89,8 @@ static attn_problem problem_of(const target *t) {
 }
 
 static int same_problem(const target *a, const target *b) {
-    return a->dtype == b->dtype && a->q_heads == b->q_heads && a->kv_heads == b->kv_heads && a->q_len == b->q_len &&
-           a->kv_len == b->kv_len && a->dim == b->dim && a->causal == b->causal;
+    return a->dtype == b->dtype && a->q_heads == b->q_heads && a->kv_heads == b->kv_heads &&
+           a->q_len == b->q_len && a->kv_len == b->kv_len && a->dim == b->dim && a->causal == b->causal;
 }
 
 /* NULL if the planner refuses; lives as long as the library. */
@@ -141,7 +142,8 @@ static int measure(const target *first, const bench_request *common, bench_table
 
 static const bench_row *find_row(const bench_table *table, int first, const char *kernel, int threads) {
     for (int i = first; kernel && i < table->count; i++)
-        if (!strcmp(table->rows[i].kernel, kernel) && table->rows[i].threads == threads) return &table->rows[i];
+        if (!strcmp(table->rows[i].kernel, kernel) && table->rows[i].threads == threads)
+            return &table->rows[i];
     return NULL;
 }
 
@@ -168,8 +170,8 @@ static double figure_of(const target *t, const bench_table *table, int first, ch
 
 static void describe(const target *t, char *text, size_t size) {
     static const char *const dtypes[] = { "", "f32", "f16", "bf16" };
-    static const char *const metrics[] = { "of ceiling", "of stream read", "x OpenBLAS blocked", "x OpenBLAS naive",
-                                           "x one thread", "ns a call" };
+    static const char *const metrics[] = { "of ceiling",       "of stream read", "x OpenBLAS blocked",
+                                           "x OpenBLAS naive", "x one thread",   "ns a call" };
     char heads[32] = "";
     if (t->q_heads != t->kv_heads)
         snprintf(heads, sizeof heads, "GQA %lld/%lld ", (long long)t->q_heads, (long long)t->kv_heads);
@@ -239,8 +241,8 @@ static int is_wanted(const target *t, const cli_arguments *a) {
     return !given;
 }
 
-static void measure_all(const cli_arguments *a, const bench_request *common, bench_table *table, judged *results,
-                        int *code) {
+static void measure_all(const cli_arguments *a, const bench_request *common, bench_table *table,
+                        judged *results, int *code) {
     int done[TARGETS] = { 0 };
     for (int i = 0; i < TARGETS; i++) {
         if (done[i] || !is_wanted(&targets[i], a)) continue;
@@ -259,8 +261,8 @@ int bench_targets(const cli_arguments *a, const bench_request *common, bench_tab
     int code = CLI_OK, missed = 0, shown = 0;
     measure_all(a, common, table, results, &code);
     cli_progress_end();
-    bench_show("%s  %-58s %8s %8s  %9s  %-6s  %s%s\n", bench_style(CLI_BOLD), "target", "must", "goal", "measured",
-               "result", "by", bench_style(CLI_PLAIN));
+    bench_show("%s  %-58s %8s %8s  %9s  %-6s  %s%s\n", bench_style(CLI_BOLD), "target", "must", "goal",
+               "measured", "result", "by", bench_style(CLI_PLAIN));
     for (int i = 0; i < TARGETS; i++) {
         if (!is_wanted(&targets[i], a)) continue;
         print_target(&targets[i], &results[i]);

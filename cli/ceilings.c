@@ -1,4 +1,5 @@
-/* ceilings.c — the loops behind the percentages: enough independent accumulators to hide the latency, nothing else. */
+/* ceilings.c — the loops behind the percentages: enough independent accumulators to hide the latency, nothing
+ * else. */
 #include "ceilings.h"
 #include <string.h>
 #if defined(__x86_64__)
@@ -10,7 +11,8 @@ const char *const ceiling_names[CEILINGS] = {
     "gpu_ffma", "cublas_bf16"
 };
 
-enum { STEPS = 200000, PIECE = 16384 };    /* steps of a loop in one iteration; bytes read from a buffer in turn */
+enum { STEPS = 200000, PIECE = 16384 };    /* steps of a loop in one iteration; bytes read from a buffer in
+                                              turn */
 
 static _Thread_local volatile float sink;                /* results must go somewhere */
 
@@ -135,7 +137,8 @@ static float read_piece(const char *at, size_t bytes) {
 }
 
 /* One member's share of a buffer. */
-static void share(const void *buffer, size_t bytes, int member, int threads, const char **from, size_t *size) {
+static void share(const void *buffer, size_t bytes, int member, int threads, const char **from,
+                  size_t *size) {
     const size_t each = bytes / (size_t)threads / 256 * 256;
     *from = (const char *)buffer + each * (size_t)member;
     *size = member == threads - 1 ? bytes - each * (size_t)member : each;

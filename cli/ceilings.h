@@ -1,5 +1,6 @@
-/* ceilings.h — what this machine can do at most, measured by loops that do nothing else: fused multiply-adds per
- * instruction set, bf16 dot products, and reading memory. A kernel's speed is given as a share of these. */
+/* ceilings.h — what this machine can do at most, measured by loops that do nothing else: fused multiply-adds
+ * per instruction set, bf16 dot products, and reading memory. A kernel's speed is given as a share of
+ * these. */
 #ifndef CLI_CEILINGS_H
 #define CLI_CEILINGS_H
 #include "team.h"

@@ -1,5 +1,5 @@
-/* check.c — attn check: kernels and plug-ins against the float64 oracle; every failure comes with the line that repeats
- * it. */
+/* check.c — attn check: kernels and plug-ins against the float64 oracle; every failure comes with the line
+ * that repeats it. */
 #include "check_options.h"
 #include "contenders.h"
 #include "output.h"
@@ -36,7 +36,8 @@ static const cli_option check_options[] = {
     { .name = "repeats", .type = CLI_INTEGER, .argument = "N", .low = 1, .high = 1000,
       .summary = "Runs of each case; all must give the same bits (2)." },
     { .name = "time-limit", .type = CLI_REAL, .argument = "X",
-      .summary = "Seconds that one check may take before it is stopped as hanging (10, more for large problems)." },
+      .summary = "Seconds that one check may take before it is stopped as hanging (10, more for large "
+                 "problems)." },
     { .name = "json", .type = CLI_FILE, .argument = "FILE",
       .summary = "Save the result as JSON (schema 1); - is stdout." },
     { .name = NULL },
@@ -47,7 +48,8 @@ static FILE *shown(void) { return stdout_taken ? stderr : stdout; }
 
 static double larger(double a, double b) { return b > a || b != b ? b : a; }
 
-static void print_failure(const contender *c, const contender_outcome *o, const char *name, const char *repeat) {
+static void print_failure(const contender *c, const contender_outcome *o, const char *name,
+                          const char *repeat) {
     fprintf(shown(), "%s%s%s %s (%s): %s\n    %s\n", cli_style_code(shown(), CLI_RED), outcome_names[o->kind],
            cli_style_code(shown(), CLI_PLAIN), c->name, name, o->reason, repeat);
     fflush(shown());
@@ -61,7 +63,8 @@ static void repeat_line(const check_plan *plan, int i, const contender *c, const
     else check_case_command(&plan->cases[i], kernel, text, size);
 }
 
-static void note(tally *t, const contender *c, const contender_outcome *o, const char *name, const char *repeat) {
+static void note(tally *t, const contender *c, const contender_outcome *o, const char *name,
+                 const char *repeat) {
     if (o->kind == OUTCOME_REFUSED) {
         t->refused++;
         snprintf(t->refusal, sizeof t->refusal, "%.255s", o->reason);
@@ -128,9 +131,9 @@ static const char *result_of(const tally *t, const contender *c) {
 }
 
 static void print_table(const contender_list *list, const tally *tallies, int cases) {
-    fprintf(shown(), "%s  %-28s %-11s %7s %6s %6s %8s  %9s %6s  %9s %6s%s\n", cli_style_code(shown(), CLI_BOLD), "kernel",
-            "result", "right", "wrong", "failed", "refused", "O error", "/bound", "LSE error", "/bound",
-            cli_style_code(shown(), CLI_PLAIN));
+    fprintf(shown(), "%s  %-28s %-11s %7s %6s %6s %8s  %9s %6s  %9s %6s%s\n",
+            cli_style_code(shown(), CLI_BOLD), "kernel", "result", "right", "wrong", "failed", "refused",
+            "O error", "/bound", "LSE error", "/bound", cli_style_code(shown(), CLI_PLAIN));
     for (int n = 0; n < list->count; n++) {
         const tally *t = &tallies[n];
         const contender *c = &list->items[n];
@@ -139,10 +142,13 @@ static void print_table(const contender_list *list, const tally *tallies, int ca
         fprintf(shown(), "  %-28s %s%-11s%s %7d %6d %6d %8d", c->name, cli_style_code(shown(), style), result,
                cli_style_code(shown(), CLI_PLAIN), t->ok, t->wrong, t->failed, t->refused);
         if (t->ok || t->wrong)
-            fprintf(shown(), "  %9.2e %6.3f  %9.2e %6.3f\n", t->o_error, t->o_ratio, t->lse_error, t->lse_ratio);
+            fprintf(shown(), "  %9.2e %6.3f  %9.2e %6.3f\n", t->o_error, t->o_ratio, t->lse_error,
+                    t->lse_ratio);
         else fprintf(shown(), "  %s\n", t->failed ? "" : t->refusal);
     }
-    fprintf(shown(), "%d case%s against the float64 oracle; an error counts against the bound computed for its element\n",
+    fprintf(shown(),
+            "%d case%s against the float64 oracle; an error counts against the bound computed for its "
+            "element\n",
             cases, cases == 1 ? "" : "s");
 }
 
@@ -206,7 +212,8 @@ static int check_all(const check_plan *plan, const contender_list *list, const c
     if (!code) {
         print_table(list, tallies, plan->count);
         code = verdict_of(list, tallies, plan->is_grid);
-        if (cli_given(a, "json") && save_json(list, tallies, plan->count, cli_text(a, "json"))) code = CLI_FAILED;
+        if (cli_given(a, "json") && save_json(list, tallies, plan->count, cli_text(a, "json")))
+            code = CLI_FAILED;
     }
     for (int n = 0; n < list->count; n++) cJSON_Delete(tallies[n].failures);
     free(tallies);
@@ -229,17 +236,19 @@ static int run(const cli_arguments *a) {
     return code;
 }
 
-static const cli_option *const tables[] = { check_case_options, check_options, cli_shape_options, cli_mask_options,
-                                            cli_input_options, NULL };
+static const cli_option *const tables[] = { check_case_options, check_options,     cli_shape_options,
+                                            cli_mask_options,   cli_input_options, NULL };
 
 const cli_command cli_command_check = {
-    .name = "check", .summary = "Compare kernels and plug-ins with the float64 oracle.", .sweeps = 1, .tables = tables,
+    .name = "check", .summary = "Compare kernels and plug-ins with the float64 oracle.", .sweeps = 1,
+    .tables = tables,
     .run = run,
     .notes =
-        "Runs every kernel that takes the problem on every kind of numbers, in a child process: guard pages around all "
-        "tensors, NaN outside the valid range, poisoned outputs and workspace, the same bits every time. A --kernel "
-        "with a '/' or ending in .c is a plug-in (attn/attn_plugin.h): it is built with $CC -O3 -march=native, and a "
-        "crash, a hang, a compile error or a wrong number is a row like any other.\n"
+        "Runs every kernel that takes the problem on every kind of numbers, in a child process: guard pages "
+        "around all tensors, NaN outside the valid range, poisoned outputs and workspace, the same bits "
+        "every time. A --kernel with a '/' or ending in .c is a plug-in (attn/attn_plugin.h): it is built "
+        "with $CC -O3 -march=native, and a crash, a hang, a compile error or a wrong number is a row like "
+        "any other.\n"
         "Every failure is printed with the command that repeats it. Exit code 1: something is wrong.\n"
         "Example:  attn check --sq 100 --sk 300 --causal --kernel ./mine.c\n"
         "          attn check --grid --kernel 'flash_*'\n"

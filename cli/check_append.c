@@ -1,4 +1,5 @@
-/* check_append.c — attn check --pass append: the cache-append kernels on numbered cases; every byte of the cache counts. */
+/* check_append.c — attn check --pass append: the cache-append kernels on numbered cases; every byte of the
+ * cache counts. */
 #include "append_check.h"
 #include "check_options.h"
 #include "contenders.h"
@@ -12,16 +13,18 @@
 
 enum { SHOWN_FAILURES = 5 };
 
-typedef struct tally { const char *name, *unavailable; int right, wrong, refused; char refusal[256]; cJSON *failures; } tally;
+typedef struct tally { const char *name, *unavailable; int right, wrong,
+                       refused; char refusal[256]; cJSON *failures; } tally;
 
 /* Options of problems and inputs belong to the forward pass. */
 static int check_arguments(const cli_arguments *a) {
-    const cli_option *const tables[] = { check_case_options, cli_shape_options, cli_mask_options, cli_input_options };
+    const cli_option *const tables[] = { check_case_options, cli_shape_options, cli_mask_options,
+                                         cli_input_options };
     for (size_t t = 0; t < sizeof tables / sizeof *tables; t++)
         for (const cli_option *o = tables[t]; o->name; o++) {
             if (!strcmp(o->name, "random") || !strcmp(o->name, "seed") || !cli_given(a, o->name)) continue;
-            cli_error("--%s: not with --pass append, whose cases are numbers: --random N takes N of them from --seed on",
-                      o->name);
+            cli_error("--%s: not with --pass append, whose cases are numbers: --random N takes N of them "
+                      "from --seed on", o->name);
             return CLI_USAGE;
         }
     if (!cli_given(a, "vs")) return CLI_OK;
@@ -42,8 +45,8 @@ static void note_failure(tally *t, const append_case *c, const char *why, FILE *
     snprintf(repeat, sizeof repeat, "attn check --pass append --kernel %s --random 1 --seed %llu%s", t->name,
              (unsigned long long)c->number, c->problem.device == ATTN_CUDA ? " --backend cuda" : "");
     if (t->wrong++ < SHOWN_FAILURES)
-        fprintf(shown, "%sWRONG%s %s (%s): %s\n    %s\n", cli_style_code(shown, CLI_RED), cli_style_code(shown, CLI_PLAIN),
-                t->name, text, why, repeat);
+        fprintf(shown, "%sWRONG%s %s (%s): %s\n    %s\n", cli_style_code(shown, CLI_RED),
+                cli_style_code(shown, CLI_PLAIN), t->name, text, why, repeat);
     cJSON *failure = cJSON_CreateObject();
     cJSON_AddStringToObject(failure, "case", text);
     cJSON_AddStringToObject(failure, "reason", why);
@@ -51,7 +54,8 @@ static void note_failure(tally *t, const append_case *c, const char *why, FILE *
     cJSON_AddItemToArray(t->failures, failure);
 }
 
-static int check_kernel(tally *t, const cli_arguments *a, attn_device device, const check_memory *memory, FILE *shown) {
+static int check_kernel(tally *t, const cli_arguments *a, attn_device device, const check_memory *memory,
+                        FILE *shown) {
     const int64_t count = cli_integer(a, "random", CHECK_APPEND_CASES);
     const int64_t first = cli_integer(a, "seed", cli_given(a, "random") ? 1 : 0);
     check_candidate candidate = check_library_kernel(t->name);
@@ -85,7 +89,8 @@ static const char *result_of(const tally *t) {
 static void print_row(const tally *t, FILE *shown) {
     const cli_style style = t->wrong ? CLI_RED : t->right ? CLI_GREEN : CLI_YELLOW;
     fprintf(shown, "  %-28s %s%-11s%s %7d %6d %8d  %s\n", t->name, cli_style_code(shown, style), result_of(t),
-            cli_style_code(shown, CLI_PLAIN), t->right, t->wrong, t->refused, t->unavailable ? t->unavailable : t->refusal);
+            cli_style_code(shown, CLI_PLAIN), t->right, t->wrong, t->refused,
+            t->unavailable ? t->unavailable : t->refusal);
 }
 
 static void add_row(cJSON *rows, tally *t) {
@@ -118,8 +123,8 @@ int check_append_command(const cli_arguments *a) {
     cJSON_AddStringToObject(root, "kind", "attn check append");
     attn_kernel_info info = { .struct_size = sizeof info };
     int code = CLI_OK, wrong = 0, right = 0;
-    fprintf(shown, "%s  %-28s %-11s %7s %6s %8s%s\n", cli_style_code(shown, CLI_BOLD), "kernel", "result", "right",
-            "wrong", "refused", cli_style_code(shown, CLI_PLAIN));
+    fprintf(shown, "%s  %-28s %-11s %7s %6s %8s%s\n", cli_style_code(shown, CLI_BOLD), "kernel", "result",
+            "right", "wrong", "refused", cli_style_code(shown, CLI_PLAIN));
     for (int i = 0; !code && !attn_kernel_describe(i, &info); i++) {
         if (info.pass != ATTN_KV_APPEND || info.device != device || !wanted(a, info.name)) continue;
         tally t = { .name = info.name, .unavailable = info.unavailable, .failures = cJSON_CreateArray() };
@@ -129,7 +134,9 @@ int check_append_command(const cli_arguments *a) {
         wrong += t.wrong, right += t.right;
         add_row(rows, &t);
     }
-    fprintf(shown, "each case twice on different old content; every byte of the cache that no new row goes to must stay\n");
+    fprintf(shown,
+            "each case twice on different old content; every byte of the cache that no new row goes to must "
+            "stay\n");
     if (!right && !wrong) cli_error("nothing was checked: no append kernel of this name runs here");
     if (!code && cli_given(a, "json")) code = save_json(root, cli_text(a, "json"));
     cJSON_Delete(root);

@@ -46,10 +46,13 @@ static int add(check_plan *plan, const check_case *c) {
 }
 
 static int is_ragged(const attn_problem *p) {
-    return p->packed_q || p->packed_kv || p->has_seqused_q || p->has_seqused_kv || p->has_leftpad_kv || p->page_size;
+    return p->packed_q || p->packed_kv || p->has_seqused_q || p->has_seqused_kv || p->has_leftpad_kv ||
+           p->page_size;
 }
 
-static int items(const cli_arguments *a, const char *name) { return cli_given(a, name) ? cli_given(a, name) : 1; }
+static int items(const cli_arguments *a, const char *name) {
+    return cli_given(a, name) ? cli_given(a, name) : 1;
+}
 
 /* One problem with all fills, lengths and layouts asked for. */
 static int add_fills(check_plan *plan, const cli_arguments *a, check_case c) {
@@ -66,7 +69,8 @@ static int add_fills(check_plan *plan, const cli_arguments *a, check_case c) {
                 if (is_ragged(&c.problem))
                     c.lengths = cli_given(a, "lengths") ? (check_lengths)cli_choice_item(a, "lengths", n)
                                                         : CHECK_LENGTHS_RANDOM;
-                c.layout = cli_given(a, "layout") ? (check_layout)cli_choice_item(a, "layout", y) : CHECK_LAYOUT_BSHD;
+                c.layout = cli_given(a, "layout") ? (check_layout)cli_choice_item(a, "layout", y)
+                                                  : CHECK_LAYOUT_BSHD;
                 if (add(plan, &c)) return CLI_FAILED;
             }
     return CLI_OK;
@@ -79,7 +83,8 @@ static int add_shape(check_plan *plan, const cli_arguments *a, const check_case 
     const int given = cli_given(a, "dtype"), count = given ? given : all_dtypes ? 3 : 1;
     for (int d = 0; d < count; d++) {
         check_case c = *shape;
-        c.problem.dtype = given ? (attn_dtype)(1 + cli_choice_item(a, "dtype", d)) : (attn_dtype)(ATTN_F32 + d);
+        c.problem.dtype =
+            given ? (attn_dtype)(1 + cli_choice_item(a, "dtype", d)) : (attn_dtype)(ATTN_F32 + d);
         if (cli_given(a, "o-dtype")) c.problem.o_dtype = (attn_dtype)(1 + cli_choice(a, "o-dtype", 0));
         if (add_fills(plan, a, c)) return CLI_FAILED;
     }
@@ -167,7 +172,8 @@ static int input_data(const check_plan *plan, int i, const cli_arguments *a, che
     return status == ATTN_INVALID ? CLI_USAGE : CLI_FAILED;
 }
 
-int check_plan_data(const check_plan *plan, int i, const cli_arguments *a, check_data **data, char *name, size_t size) {
+int check_plan_data(const check_plan *plan, int i, const cli_arguments *a, check_data **data, char *name,
+                    size_t size) {
     if (plan->files) return input_data(plan, i, a, data, name, size);
     const check_case *c = &plan->cases[i];
     snprintf(name, size, "%s %s", c->shape, check_fill_names[c->fill]);

@@ -48,7 +48,8 @@ static int add_kernels(contender_list *list, const char *pattern, attn_device de
         c->device = info.device;
     }
     if (found || !strcmp(pattern, "*")) return CLI_OK;
-    cli_error("--kernel %s: no such kernel (\"attn info\" lists them; a plug-in is a path like ./mine.c)", pattern);
+    cli_error("--kernel %s: no such kernel (\"attn info\" lists them; a plug-in is a path like ./mine.c)",
+              pattern);
     return CLI_USAGE;
 }
 
@@ -90,7 +91,8 @@ int contenders_create(contender_list *list, const cli_arguments *a, attn_device 
     int code = CLI_OK;
     const int kernels = cli_given(a, "kernel"), versus = cli_given(a, "vs");
     if (!kernels) code = contenders_add(list, "*", device);
-    for (int i = 0; !code && i < kernels; i++) code = contenders_add(list, cli_text_item(a, "kernel", i), device);
+    for (int i = 0; !code && i < kernels; i++)
+        code = contenders_add(list, cli_text_item(a, "kernel", i), device);
     for (int i = 0; !code && i < versus; i++) code = contenders_add(list, cli_text_item(a, "vs", i), device);
     if (code) contenders_free(list);
     return code;
@@ -125,8 +127,8 @@ static int serve_check(void *arg, int64_t request) {
     contender_outcome *out = call->out;
     const char *refusal = NULL;
     (void)request;
-    const attn_status status = check_run(&c->candidate, call->data, call->options, call->repeats, &out->verdict,
-                                         &refusal);
+    const attn_status status =
+        check_run(&c->candidate, call->data, call->options, call->repeats, &out->verdict, &refusal);
     if (refusal) {
         out->kind = OUTCOME_REFUSED;
         snprintf(out->reason, sizeof out->reason, "%s", refusal);

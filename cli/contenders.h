@@ -1,5 +1,6 @@
-/* contenders.h — who is checked and timed: registered kernels, plug-in files and baselines, by --kernel and --vs.
- * One check of one contender on one case runs in a child process, so that its end is a row and not the program's. */
+/* contenders.h — who is checked and timed: registered kernels, plug-in files and baselines, by --kernel and
+ * --vs. One check of one contender on one case runs in a child process, so that its end is a row and not the
+ * program's. */
 #ifndef CLI_CONTENDERS_H
 #define CLI_CONTENDERS_H
 #include "check.h"
@@ -27,7 +28,8 @@ int  contenders_add(contender_list *list, const char *word, attn_device device);
 void contenders_free(contender_list *list);
 
 typedef enum outcome_kind {
-    OUTCOME_OK, OUTCOME_WRONG, OUTCOME_REFUSED, OUTCOME_FAILED  /* FAILED: crash, hang, no build, error status */
+    OUTCOME_OK, OUTCOME_WRONG, OUTCOME_REFUSED, OUTCOME_FAILED  /* FAILED: crash, hang, no build, error
+                                                                   status */
 } outcome_kind;
 
 typedef struct contender_outcome {
@@ -41,8 +43,8 @@ typedef struct contender_outcome {
 
 extern const char *const outcome_names[];   /* "ok", "WRONG", "refused", "FAILED" */
 
-/* prepare, run `repeats` times, compare with the answer of `data` (check_data_answer must have run). `seconds` is the
- * time limit. */
+/* prepare, run `repeats` times, compare with the answer of `data` (check_data_answer must have run).
+ * `seconds` is the time limit. */
 void contender_check(contender *c, check_data *data, const attn_options *options, int repeats, double seconds,
                      contender_outcome *out);
 #endif

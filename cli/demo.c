@@ -1,4 +1,5 @@
-/* demo.c — attn demo: real tensors attended by the course's kernels and the library's, all checked, then ranked. */
+/* demo.c — attn demo: real tensors attended by the course's kernels and the library's, all checked, then
+ * ranked. */
 #include "bench.h"
 #include "inputs.h"
 #include "locate.h"
@@ -14,7 +15,8 @@ extern const cli_command cli_command_bench;
 typedef struct stage { const char *prefix, *dtype, *title; int course; } stage;
 
 static const stage stages[] = {
-    { "layer0.long.", "f32", "First layer, 512 tokens, as f32: the course's four kernels beside the library's", 1 },
+    { "layer0.long.", "f32",
+      "First layer, 512 tokens, as f32: the course's four kernels beside the library's", 1 },
     { "layer0.long.", "bf16", "The same in bf16, as stored", 0 },
     { "layer5.long.", "f16", "Last layer, 512 tokens, f16", 0 },
     { "layer2.batch.", "f32", "Third layer, seven sentences of different length in one batch, f32", 0 },
@@ -62,8 +64,9 @@ static void print_row(int rank, const bench_row *r, double naive) {
                bench_style(CLI_PLAIN), reason);
         return;
     }
-    bench_show("  %8.1e %5.0f %%  %9.3f ms  %8.1f %7.1f", r->outcome.verdict.o_error, 100 * r->outcome.verdict.o_ratio,
-           r->time.median * 1e3, r->flops / r->time.median * 1e-9, 100 * r->of_ceiling);
+    bench_show("  %8.1e %5.0f %%  %9.3f ms  %8.1f %7.1f", r->outcome.verdict.o_error,
+               100 * r->outcome.verdict.o_ratio, r->time.median * 1e3, r->flops / r->time.median * 1e-9,
+               100 * r->of_ceiling);
     if (naive > 0) bench_show("  %7.1f", naive / r->time.median);
     if (r->outcome.has_traffic) bench_show("  %8.1f MB", far_bytes(&r->outcome.traffic) * 1e-6);
     bench_show("%s\n", r->chosen ? "   chosen" : "");
@@ -73,7 +76,8 @@ static void print_refused(const bench_table *t) {
     int n = 0;
     for (int i = 0; i < t->count; i++)
         if (t->rows[i].outcome.kind == OUTCOME_REFUSED)
-            bench_show("%s%s", n++ ? ", " : "not for this problem (attn explain says why): ", t->rows[i].kernel);
+            bench_show("%s%s",
+                       n++ ? ", " : "not for this problem (attn explain says why): ", t->rows[i].kernel);
     if (n) bench_show("\n");
 }
 
@@ -89,10 +93,11 @@ static void print_stage(const stage *s, const bench_table *t) {
     bench_show("\n%s%s%s\n%lld x %lld queries and keys, %lld heads of dimension %lld, %.3g GFLOP\n",
            bench_style(CLI_BOLD), s->title, bench_style(CLI_PLAIN), (long long)p->batch,
            (long long)p->q_len, (long long)p->q_heads, (long long)p->qk_dim, t->rows[0].flops * 1e-9);
-    bench_show(" rank  %-24s %2s  %8s %7s  %12s  %8s %7s%s\n", "kernel", "T", "error", "allowed", "time", "GFLOP/s",
-           "% peak", s->course ? "  x naive    far memory" : "");
+    bench_show(" rank  %-24s %2s  %8s %7s  %12s  %8s %7s%s\n", "kernel", "T", "error", "allowed", "time",
+               "GFLOP/s", "% peak", s->course ? "  x naive    far memory" : "");
     for (int i = 0; i < t->count; i++)
-        if (sorted[i]->outcome.kind != OUTCOME_REFUSED) print_row(i + 1, sorted[i], s->course ? naive_seconds(t) : 0);
+        if (sorted[i]->outcome.kind != OUTCOME_REFUSED)
+            print_row(i + 1, sorted[i], s->course ? naive_seconds(t) : 0);
     print_refused(t);
     fflush(stdout);
     free(sorted);
@@ -154,17 +159,23 @@ int bench_demo(const char *file, bench_table *table) {
         .options = ATTN_OPTIONS_INIT, .explicit_list = 1,
         .settings = { .samples = 5, .sample_seconds = 0.025, .budget = 0.8 },
     };
-    bench_show("Q, K and V as the sentence model all-MiniLM-L6-v2 computed them on the Declaration of Independence.\n"
-           "Every kernel below was first compared with a float64 oracle: \"allowed\" is its largest error as a share of\n"
-           "what rounding explains for that element. %% peak: of the multiply-add rate that this machine reaches, measured\n"
-           "between the same samples. far memory: bytes that the kernel counted itself.\n");
+    bench_show("Q, K and V as the sentence model all-MiniLM-L6-v2 computed them on the Declaration of "
+               "Independence.\n"
+               "Every kernel below was first compared with a float64 oracle: \"allowed\" is its largest "
+               "error as a share of\n"
+               "what rounding explains for that element. %% peak: of the multiply-add rate that this machine "
+               "reaches, measured\n"
+               "between the same samples. far memory: bytes that the kernel counted itself.\n");
     int code = CLI_OK;
     for (int i = 0; i < STAGES; i++) {
         const int one = run_stage(file ? file : found, &stages[i], &request, table);
         if (one) code = one;
     }
-    bench_show("\nCompare the course's kernels: diff learn/flash_attention/flash_v1.c learn/flash_attention/flash_v2.c\n"
-           "Yours beside them:            attn bench --in demo/minilm.safetensors --dtype f32 --kernel ./mine.c,'flash_*'\n");
+    bench_show("\n"
+               "Compare the course's kernels: diff learn/flash_attention/flash_v1.c "
+               "learn/flash_attention/flash_v2.c\n"
+               "Yours beside them:            attn bench --in demo/minilm.safetensors --dtype f32 --kernel "
+               "./mine.c,'flash_*'\n");
     return code;
 }
 

@@ -68,8 +68,8 @@ static const cli_option explain_options[] = {
       .summary = "Attention, or writing --sq new rows per sequence into a cache of --sk (forward)." },
     { .name = NULL },
 };
-static const cli_option *const tables[] = { explain_options, cli_shape_options, cli_mask_options, cli_engine_options,
-                                            NULL };
+static const cli_option *const tables[] = { explain_options, cli_shape_options, cli_mask_options,
+                                            cli_engine_options, NULL };
 
 const cli_command cli_command_explain = {
     .name = "explain", .summary = "Say which kernel computes a problem, and why the others don't.",

@@ -30,7 +30,9 @@ int gpu_session_memory(attn_device device, const cli_arguments *a, const check_m
 
 check_gpu *gpu_session_device(void) { return gpu; }
 
-void *gpu_session_alloc(size_t bytes) { return gpu ? memory_of_gpu.alloc(memory_of_gpu.context, bytes) : NULL; }
+void *gpu_session_alloc(size_t bytes) {
+    return gpu ? memory_of_gpu.alloc(memory_of_gpu.context, bytes) : NULL;
+}
 
 void gpu_session_free(void *memory) {
     if (gpu && memory) memory_of_gpu.free(memory_of_gpu.context, memory);

@@ -1,5 +1,5 @@
-/* gpu_session.h — the one GPU that a command works on: opened when the first CUDA problem needs it, kept until the
- * command ends; its memory, event timing and ceilings. */
+/* gpu_session.h — the one GPU that a command works on: opened when the first CUDA problem needs it, kept
+ * until the command ends; its memory, event timing and ceilings. */
 #ifndef CLI_GPU_SESSION_H
 #define CLI_GPU_SESSION_H
 #include "ceilings.h"

@@ -1,5 +1,5 @@
-/* input_append.c — k_new and v_new in the input: they are appended to a copy of the cache (and turned by the rotary
- * tables, as Q is) before anything else happens. What follows sees a cache that already holds them. */
+/* input_append.c — k_new and v_new in the input: they are appended to a copy of the cache (and turned by the
+ * rotary tables, as Q is) before anything else happens. What follows sees a cache that already holds them. */
 #include "inputs.h"
 #include "terminal.h"
 #include <stdlib.h>
@@ -14,13 +14,14 @@ static int needs(const cli_input *in, int role, const char *why) {
 static int check_parts(const cli_input *in) {
     int code = needs(in, INPUT_K_NEW, "v_new and the rotary tables go with new keys (k_new)");
     if (!code)
-        code = needs(in, INPUT_USED_KV, "k_new goes behind the keys in the cache: cache_seqlens says how many these are");
+        code = needs(in, INPUT_USED_KV,
+                     "k_new goes behind the keys in the cache: cache_seqlens says how many these are");
     if (!code && !in->problem.v_in_k) code = needs(in, INPUT_V_NEW, "k_new needs the new values as well");
     if (!code && in->parts[INPUT_COS]) code = needs(in, INPUT_SIN, "rotary_cos goes with rotary_sin");
     if (!code && in->parts[INPUT_SIN]) code = needs(in, INPUT_COS, "rotary_sin goes with rotary_cos");
     if (code || !in->problem.packed_kv) return code;
-    cli_error("%sk_new: packed K (cu_seqlens_kv) has no room for new rows: a cache is [batch, capacity, heads, dim] or "
-              "paged", in->prefix);
+    cli_error("%sk_new: packed K (cu_seqlens_kv) has no room for new rows: a cache is [batch, capacity, "
+              "heads, dim] or paged", in->prefix);
     return CLI_USAGE;
 }
 
@@ -43,9 +44,11 @@ static int set_new_rows(cli_input *in, attn_problem *p) {
     int64_t k[4], v[4];
     char what[128];
     if (cli_input_extents(in, INPUT_K_NEW, k, &p->k_new_stride)) return CLI_FAILED;
-    snprintf(what, sizeof what, "[%lld, rows, %lld, %lld] is expected, as batch, kv_heads and dim of the cache",
+    snprintf(what, sizeof what,
+             "[%lld, rows, %lld, %lld] is expected, as batch, kv_heads and dim of the cache",
              (long long)p->batch, (long long)p->kv_heads, (long long)p->qk_dim);
-    if (k[0] != p->batch || k[2] != p->kv_heads || k[3] != p->qk_dim) return cli_input_refuse(in, INPUT_K_NEW, what);
+    if (k[0] != p->batch || k[2] != p->kv_heads || k[3] != p->qk_dim)
+        return cli_input_refuse(in, INPUT_K_NEW, what);
     p->new_len = k[1];
     if (p->v_in_k) return CLI_OK;
     if (cli_input_extents(in, INPUT_V_NEW, v, &p->v_new_stride)) return CLI_FAILED;
@@ -59,7 +62,8 @@ static int set_rotary(cli_input *in, attn_problem *p, int interleaved) {
     if (!cosines) return CLI_OK;
     if (cosines->dims != 2 || cosines->shape[1] < 1 || 2 * cosines->shape[1] > p->qk_dim)
         return cli_input_refuse(in, INPUT_COS, "[positions, rotary_dim / 2] is expected");
-    if (sines->dims != 2 || memcmp(sines->shape, cosines->shape, 2 * sizeof *sines->shape) || sines->type != cosines->type)
+    if (sines->dims != 2 || memcmp(sines->shape, cosines->shape, 2 * sizeof *sines->shape) ||
+        sines->type != cosines->type)
         return cli_input_refuse(in, INPUT_SIN, "must be the shape and type of rotary_cos");
     p->rotary_rows = cosines->shape[0];
     p->rotary_dim = (int32_t)(2 * cosines->shape[1]);

@@ -80,8 +80,10 @@ static int set_q(cli_input *in) {
     p->q_len = e.seq;
     const tensor *cu = in->parts[INPUT_CU_Q];
     if (cu) {
-        if (e.batch != 1) return cli_input_refuse(in, INPUT_Q, "packed Q (cu_seqlens_q) has no batch dimension");
-        if (cu->dims != 1 || cu->shape[0] < 1) return cli_input_refuse(in, INPUT_CU_Q, "[batch + 1] is expected");
+        if (e.batch != 1)
+            return cli_input_refuse(in, INPUT_Q, "packed Q (cu_seqlens_q) has no batch dimension");
+        if (cu->dims != 1 || cu->shape[0] < 1)
+            return cli_input_refuse(in, INPUT_CU_Q, "[batch + 1] is expected");
         p->packed_q = 1;
         p->batch = cu->shape[0] - 1;
         p->q_total = e.seq;
@@ -200,7 +202,8 @@ static int set_scores(cli_input *in, int role, attn_score_stride *out) {
         step *= n;
         if (wanted[i] > 1) scores = 2;
     }
-    if (t->count == 1 && scores > 1) return cli_input_refuse(in, role, "one value for all scores: leave it out");
+    if (t->count == 1 && scores > 1)
+        return cli_input_refuse(in, role, "one value for all scores: leave it out");
     *out = (attn_score_stride){ .batch = stride[0], .head = stride[1], .q = stride[2], .kv = stride[3] };
     return CLI_OK;
 }

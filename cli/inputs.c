@@ -261,7 +261,8 @@ const void **cli_input_pointer(attn_tensors *t, int role) {
         &t->q, &t->k, &t->v, &t->bias, (const void **)&t->mask, (const void **)&t->alibi_slopes,
         (const void **)&t->sinks, (const void **)&t->cu_seqlens_q, (const void **)&t->cu_seqlens_kv,
         (const void **)&t->seqused_q, (const void **)&t->seqused_kv, (const void **)&t->leftpad_kv,
-        (const void **)&t->kv_batch_index, (const void **)&t->block_table, &t->k_new, &t->v_new, &t->rotary_cos,
+        (const void **)&t->kv_batch_index, (const void **)&t->block_table, &t->k_new, &t->v_new,
+        &t->rotary_cos,
         &t->rotary_sin };
     return places[role];
 }

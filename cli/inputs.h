@@ -41,7 +41,8 @@ const void **cli_input_pointer(attn_tensors *tensors, int role);
 
 /* input_shapes.c: sizes, strides and batch kind from the parts' shapes. `dv` is 0 unless V lies in K. */
 int cli_input_shapes(cli_input *input, int64_t dv);
-/* Its pieces: batch, seq, heads, dim and the strides of a tensor; "NAME: shape [...]: what", always CLI_FAILED. */
+/* Its pieces: batch, seq, heads, dim and the strides of a tensor; "NAME: shape [...]: what", always
+ * CLI_FAILED. */
 int cli_input_extents(const cli_input *input, int role, int64_t extents[4], attn_stride *stride);
 int cli_input_refuse(const cli_input *input, int role, const char *what);
 /* input_append.c: append k_new and v_new, if there are any, to copies of k and v. */

@@ -1,5 +1,6 @@
-/* openblas.c — attention the way a framework computes it on a CPU: products by a GEMM library, softmax between them,
- * one (batch, head) or block of queries per thread. OpenBLAS is opened at run time; nothing links it. */
+/* openblas.c — attention the way a framework computes it on a CPU: products by a GEMM library, softmax
+ * between them, one (batch, head) or block of queries per thread. OpenBLAS is opened at run time; nothing
+ * links it. */
 #include "openblas.h"
 #include "openblas_softmax.h"
 #include "team.h"
@@ -12,8 +13,8 @@
 
 enum { ROW_MAJOR = 101, NO_TRANSPOSE = 111, TRANSPOSE = 112, KEY_BLOCK = 512 };
 
-typedef void (*sgemm_function)(int order, int ta, int tb, int m, int n, int k, float alpha, const float *a, int lda,
-                               const float *b, int ldb, float beta, float *c, int ldc);
+typedef void (*sgemm_function)(int order, int ta, int tb, int m, int n, int k, float alpha, const float *a,
+                               int lda, const float *b, int ldb, float beta, float *c, int ldc);
 
 static struct {
     void *handle;
@@ -39,7 +40,8 @@ static const char *open_library(void) {
     memcpy(&blas.set_threads, &threads, sizeof threads);
     memcpy(&blas.core, &core, sizeof core);
     memcpy(&blas.sgemm, &sgemm, sizeof sgemm);
-    blas.set_threads(1);                /* our threads, each with a single-threaded GEMM: its own threading loses */
+    blas.set_threads(1);                /* our threads, each with a single-threaded GEMM: its own threading
+                                           loses */
     return NULL;
 }
 
@@ -86,8 +88,10 @@ typedef struct place {                  /* one item: rows i .. i + rows - 1 of a
 static place place_of(const baseline *x, int64_t item) {
     const attn_problem *p = &x->problem;
     const attn_tensors *t = x->tensors;
-    const int64_t per_head = item % x->blocks, h = item / x->blocks % p->q_heads, b = item / x->blocks / p->q_heads;
-    const int64_t i = (x->blocks - 1 - per_head) * x->block, g = h / (p->q_heads / p->kv_heads);    /* longest first */
+    const int64_t per_head = item % x->blocks, h = item / x->blocks % p->q_heads,
+                  b = item / x->blocks / p->q_heads;
+    const int64_t i = (x->blocks - 1 - per_head) * x->block;               /* longest first */
+    const int64_t g = h / (p->q_heads / p->kv_heads);
     place at = { (const float *)t->q + b * p->q_stride.batch + h * p->q_stride.head + i * p->q_stride.seq,
                  (const float *)t->k + b * p->k_stride.batch + g * p->k_stride.head,
                  (const float *)t->v + b * p->v_stride.batch + g * p->v_stride.head,
@@ -97,8 +101,9 @@ static place place_of(const baseline *x, int64_t item) {
     return at;
 }
 
-/* One item. Scores of `width` keys at a time: all of them (naive) or KEY_BLOCK; the running softmax serves both.
- * Causal: naive computes every score and hides some, as an unfused framework does; blocked stops at the last key. */
+/* One item. Scores of `width` keys at a time: all of them (naive) or KEY_BLOCK; the running softmax serves
+ * both. Causal: naive computes every score and hides some, as an unfused framework does; blocked stops at the
+ * last key. */
 static void attend(baseline *x, int64_t item, float *scratch) {
     const attn_problem *p = &x->problem;
     const place at = place_of(x, item);
@@ -152,7 +157,8 @@ static attn_status prepare(check_candidate *c, const attn_problem *problem, cons
     c->state = NULL;
     *refusal = open_library();
     if (!*refusal) *refusal = attn_problem_resolve(&p) ? attn_last_error() : refuse(&p);
-    if (!*refusal && p.q_len > 0x7fffffff / (p.kv_len ? p.kv_len : 1) && naive) *refusal = "too long for one GEMM";
+    if (!*refusal && p.q_len > 0x7fffffff / (p.kv_len ? p.kv_len : 1) && naive)
+        *refusal = "too long for one GEMM";
     if (*refusal) return ATTN_UNSUPPORTED;
     baseline *x = calloc(1, sizeof *x);
     if (!x) return ATTN_NO_MEMORY;
@@ -184,6 +190,7 @@ static attn_status run(check_candidate *c, const attn_tensors *tensors, void *wo
 }
 
 check_candidate openblas_candidate(int naive) {
-    return (check_candidate){ .name = naive ? "openblas_naive" : "openblas_blocked", .prepare = prepare, .run = run,
+    return (check_candidate){ .name = naive ? "openblas_naive" : "openblas_blocked", .prepare = prepare,
+                              .run = run,
                               .finish = finish };
 }

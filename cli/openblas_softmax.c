@@ -31,7 +31,8 @@ __attribute__((target("avx2,fma"))) static inline __m256 exp_avx2(__m256 x) {
     return _mm256_mul_ps(e, _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23)));    /* n = -127: 0 */
 }
 
-__attribute__((target("avx2,fma"))) static void row_avx2(float *s, int64_t seen, float *m, float *l, float *c) {
+__attribute__((target("avx2,fma"))) static void row_avx2(float *s, int64_t seen, float *m, float *l,
+                                                         float *c) {
     float lanes[8], top = *m, sum = 0;
     __m256 best = _mm256_set1_ps(*m), total = _mm256_setzero_ps();
     int64_t j = 0;
@@ -62,7 +63,8 @@ __attribute__((target("avx512f"))) static inline __m512 exp_avx512(__m512 x) {
     return _mm512_scalef_ps(e, n);
 }
 
-__attribute__((target("avx512f"))) static void row_avx512(float *s, int64_t seen, float *m, float *l, float *c) {
+__attribute__((target("avx512f"))) static void row_avx512(float *s, int64_t seen, float *m, float *l,
+                                                          float *c) {
     const __m512 low = _mm512_set1_ps(-INFINITY);
     __m512 top = _mm512_set1_ps(*m), sum = _mm512_setzero_ps();
     for (int64_t j = 0; j < seen; j += 16) {

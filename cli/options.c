@@ -145,7 +145,8 @@ static void clear(value *v) {
     *v = (value){ .option = v->option };
 }
 
-/* A list of names given twice is one longer list: --kernel a --kernel b. Other options: the last one counts. */
+/* A list of names given twice is one longer list: --kernel a --kernel b. Other options: the last one
+ * counts. */
 static char *joined(const value *v, const char *text) {
     const size_t before = v->text ? strlen(v->text) + 1 : 0, length = strlen(text);
     char *all = malloc(before + length + 1);

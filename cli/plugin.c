@@ -31,8 +31,8 @@ static int ends_with(const char *text, const char *end) {
 }
 
 int plugin_is_path(const char *kernel) {
-    return strchr(kernel, '/') || ends_with(kernel, ".c") || ends_with(kernel, ".cu") || ends_with(kernel, ".py") ||
-           ends_with(kernel, ".so");
+    return strchr(kernel, '/') || ends_with(kernel, ".c") || ends_with(kernel, ".cu") ||
+           ends_with(kernel, ".py") || ends_with(kernel, ".so");
 }
 
 /* The folder with attn/attn_plugin.h: $ATTN_INCLUDE, or include/ beside or above the program. */
@@ -100,18 +100,20 @@ static void first_error(const char *text, char *line, size_t size) {
     snprintf(line, size, "%.*s", (int)strcspn(at, "\n"), at);
 }
 
-/* A Python file is served by learn/python_kernel.c, compiled with the paths of both. @return the C file, or NULL */
+/* A Python file is served by learn/python_kernel.c, compiled with the paths of both. @return the C file, or
+ * NULL */
 static const char *python_source(const char *script, char *source, char *names, size_t size) {
     char runner[PATH_MAX], full[PATH_MAX];
-    if (cli_locate("learn/python_kernel.c", source, PATH_MAX) || cli_locate("learn/python_kernel.py", runner, PATH_MAX) ||
-        !realpath(script, full))
+    if (cli_locate("learn/python_kernel.c", source, PATH_MAX) ||
+        cli_locate("learn/python_kernel.py", runner, PATH_MAX) || !realpath(script, full))
         return NULL;
     snprintf(names, size, "-DPYTHON_SCRIPT=\"%s\"", full);
     snprintf(names + size, size, "-DPYTHON_RUNNER=\"%s\"", runner);
     return source;
 }
 
-/* What a .cu file wants from nvcc: the line "nvcc: FLAGS" in its first comment; this machine's GPU if it has none. */
+/* What a .cu file wants from nvcc: the line "nvcc: FLAGS" in its first comment; this machine's GPU if it has
+ * none. */
 static void nvcc_flags(const char *path, char *flags, size_t size) {
     char head[2048];
     FILE *file = fopen(path, "rb");
@@ -124,38 +126,8 @@ static void nvcc_flags(const char *path, char *flags, size_t size) {
              given ? wish + 6 : "-arch=native ");
 }
 
-static void compile(plugin *p, int simulate) {
-    char include[PATH_MAX], flags[1024], compiler[PATH_MAX], extra[512], served[PATH_MAX], names[2][PATH_MAX + 32];
-    const char *cc = getenv(ends_with(p->path, ".cu") ? "NVCC" : "CC"), *more = getenv("ATTN_PLUGIN_FLAGS");
-    const int cuda = ends_with(p->path, ".cu");
-    if (!find_include(include, sizeof include)) {
-        snprintf(p->error, sizeof p->error, "attn/attn_plugin.h not found: set ATTN_INCLUDE to its include folder");
-        return;
-    }
-    simulate = simulate && cuda;
-    if (simulate && cli_locate("learn/sim/simulate.sh", compiler, sizeof compiler)) {
-        snprintf(p->error, sizeof p->error, "learn/sim/simulate.sh, which runs CUDA on the CPU, was not found: "
-                 "--backend cuda runs it on a GPU");
-        return;
-    }
-    if (!simulate) snprintf(compiler, sizeof compiler, "%s", cc && *cc ? cc : cuda ? "nvcc" : "cc");
-    snprintf(flags, sizeof flags, "%s", simulate ? "-shared" : "-O3 -march=native -fPIC -shared");
-    if (cuda && !simulate) nvcc_flags(p->path, flags, sizeof flags);
-    snprintf(extra, sizeof extra, "%s", more ? more : "");
-    char *words[WORDS];
-    int n = 1;
-    if (simulate) words[0] = compiler;          /* a path, which may hold blanks */
-    else n = add_words(words, 0, compiler);
-    n = add_words(words, n, flags);
-    n = add_words(words, n, extra);
-    const int python = ends_with(p->path, ".py");
-    if (python && !python_source(p->path, served, names[0], sizeof names[0])) {
-        snprintf(p->error, sizeof p->error, "learn/python_kernel.c, which serves Python files, was not found");
-        return;
-    }
-    if (python) words[n++] = names[0], words[n++] = names[1];
-    char *const rest[] = { "-I", include, "-o", p->library, python ? served : p->path, "-lm", NULL };
-    memcpy(words + n, rest, sizeof rest);
+/* Run the compiler; p->error says what it found wrong. */
+static void run_words(plugin *p, char **words) {
     int ends[2];
     char text[8192];
     if (pipe(ends)) {
@@ -171,7 +143,47 @@ static void compile(plugin *p, int simulate) {
     if (status == 0) return;
     char line[400];
     first_error(status == -1 ? "the compiler did not finish" : text, line, sizeof line);
-    snprintf(p->error, sizeof p->error, "does not compile: %s", *line ? line : "the compiler failed without a word");
+    snprintf(p->error, sizeof p->error, "does not compile: %s",
+             *line ? line : "the compiler failed without a word");
+}
+
+static void compile(plugin *p, int simulate) {
+    char include[PATH_MAX], flags[1024], compiler[PATH_MAX], extra[512], served[PATH_MAX],
+        names[2][PATH_MAX + 32];
+    const char *cc = getenv(ends_with(p->path, ".cu") ? "NVCC" : "CC"), *more = getenv("ATTN_PLUGIN_FLAGS");
+    const int cuda = ends_with(p->path, ".cu");
+    if (!find_include(include, sizeof include)) {
+        snprintf(p->error, sizeof p->error,
+                 "attn/attn_plugin.h not found: set ATTN_INCLUDE to its include folder");
+        return;
+    }
+    simulate = simulate && cuda;
+    if (simulate && cli_locate("learn/sim/simulate.sh", compiler, sizeof compiler)) {
+        snprintf(p->error, sizeof p->error,
+                 "learn/sim/simulate.sh, which runs CUDA on the CPU, was not found: --backend cuda runs it "
+                 "on a GPU");
+        return;
+    }
+    if (!simulate) snprintf(compiler, sizeof compiler, "%s", cc && *cc ? cc : cuda ? "nvcc" : "cc");
+    snprintf(flags, sizeof flags, "%s", simulate ? "-shared" : "-O3 -march=native -fPIC -shared");
+    if (cuda && !simulate) nvcc_flags(p->path, flags, sizeof flags);
+    snprintf(extra, sizeof extra, "%s", more ? more : "");
+    char *words[WORDS];
+    int n = 1;
+    if (simulate) words[0] = compiler;          /* a path, which may hold blanks */
+    else n = add_words(words, 0, compiler);
+    n = add_words(words, n, flags);
+    n = add_words(words, n, extra);
+    const int python = ends_with(p->path, ".py");
+    if (python && !python_source(p->path, served, names[0], sizeof names[0])) {
+        snprintf(p->error, sizeof p->error,
+                 "learn/python_kernel.c, which serves Python files, was not found");
+        return;
+    }
+    if (python) words[n++] = names[0], words[n++] = names[1];
+    char *const rest[] = { "-I", include, "-o", p->library, python ? served : p->path, "-lm", NULL };
+    memcpy(words + n, rest, sizeof rest);
+    run_words(p, words);
 }
 
 plugin *plugin_build(const char *path, int simulate) {

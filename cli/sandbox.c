@@ -1,4 +1,5 @@
-/* sandbox.c — a child process that answers requests over two pipes; silence, death and exit become sentences. */
+/* sandbox.c — a child process that answers requests over two pipes; silence, death and exit become
+ * sentences. */
 #include "sandbox.h"
 #include <errno.h>
 #include <fcntl.h>

@@ -1,4 +1,5 @@
-/* team.h — a few threads that do one thing together: for ceilings and baselines, which must not use the library's. */
+/* team.h — a few threads that do one thing together: for ceilings and baselines, which must not use the
+ * library's. */
 #ifndef CLI_TEAM_H
 #define CLI_TEAM_H
 
