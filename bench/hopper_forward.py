@@ -11,6 +11,8 @@ power-capped: TFLOP/s move with the temperature, the share doesn't). Every resul
 
 import ctypes as C
 import math
+import os
+import pathlib
 import statistics
 import subprocess
 import sys
@@ -21,83 +23,34 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-I32, I64, F32 = C.c_int32, C.c_int64, C.c_float
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
-def fields(kind, names):
-    return [(name, kind) for name in names.split()]
+def structs():
+    """attn/_library.py of the Python package: the structs of attn.h. Importing it loads a library, see load."""
+    if str(ROOT / "python") not in sys.path:
+        sys.path.insert(0, str(ROOT / "python"))
+    from attn import _library
 
-
-class Stride(C.Structure):
-    _fields_ = fields(I64, "a b c")
-
-
-class Scores(C.Structure):
-    _fields_ = fields(I64, "a b c d")
-
-
-class Problem(C.Structure):  # attn_problem of include/attn/attn.h
-    _fields_ = (
-        [("struct_size", C.c_uint32)]
-        + fields(I32, "pass_ device dtype o_dtype bias_dtype")
-        + fields(I64, "batch q_heads kv_heads q_len kv_len qk_dim v_dim")
-        + fields(I32, "kv_empty v_in_k")
-        + fields(Stride, "q_stride k_stride v_stride o_stride lse_stride")
-        + fields(F32, "scale softcap")
-        + fields(I32, "causal top_left window has_mask")
-        + fields(I64, "window_left window_right")
-        + fields(Scores, "bias_stride mask_stride")
-        + fields(
-            I32,
-            "alibi has_sinks packed_q packed_kv has_seqused_q has_seqused_kv has_leftpad_kv "
-            "has_kv_batch_index",
-        )
-        + fields(I64, "q_total kv_total kv_batch page_size pages block_table_cols block_table_stride")
-        + fields(I32, "strict reserved")
-    )
-
-
-class Tensors(C.Structure):
-    _fields_ = fields(C.c_uint32, "struct_size reserved") + fields(
-        C.c_void_p,
-        "q k v o lse bias mask alibi_slopes sinks cu_seqlens_q cu_seqlens_kv seqused_q seqused_kv "
-        "leftpad_kv kv_batch_index block_table",
-    )
-
-
-class Options(C.Structure):
-    _fields_ = [
-        ("struct_size", C.c_uint32),
-        ("threads", I32),
-        ("kernel", C.c_char_p),
-        ("parallel_for", C.c_void_p),
-        ("parallel_context", C.c_void_p),
-        ("cuda_device", I32),
-        ("splits", I32),
-    ]
-
-
-DTYPES = {torch.float16: 2, torch.bfloat16: 3}
+    return _library
 
 
 class Plan:
-    """One problem planned for one kernel; run() queues it on torch's stream."""
+    """One problem planned for one kernel of `library`; run() queues it on torch's stream."""
 
     def __init__(self, library, tensors, kernel=b"flash_fwd_sm90", **problem):
+        L = structs()
         self.library, self.keep = library, tensors
-        p, o = Problem(struct_size=C.sizeof(Problem), device=1), Options(struct_size=C.sizeof(Options))
-        for name, value in problem.items():
-            setattr(p, name, value)
-        o.kernel = kernel
+        p = L.Problem(struct_size=C.sizeof(L.Problem), device=L.CUDA, **problem)
+        o = L.Options(struct_size=C.sizeof(L.Options), kernel=kernel)
         self.handle = C.c_void_p()
         if library.attn_plan_create(C.byref(self.handle), C.byref(p), C.byref(o)):
             raise RuntimeError(library.attn_last_error().decode())
         self.workspace = torch.empty(
             library.attn_plan_workspace(self.handle) + 1, dtype=torch.uint8, device="cuda"
         )
-        self.tensors = Tensors(struct_size=C.sizeof(Tensors))
-        for name, tensor in tensors.items():
-            setattr(self.tensors, name, tensor.data_ptr())
+        pointers = {name: tensor.data_ptr() for name, tensor in tensors.items()}
+        self.tensors = L.Tensors(struct_size=C.sizeof(L.Tensors), **pointers)
 
     def run(self):
         stream = torch.cuda.current_stream().cuda_stream
@@ -106,6 +59,8 @@ class Plan:
 
 
 def load(path):
+    """The library at `path`; several may be loaded, the package's own is the first of them."""
+    os.environ.setdefault("ATTN_LIBRARY", str(pathlib.Path(path).resolve()))
     library = C.CDLL(path)
     library.attn_last_error.restype = C.c_char_p
     library.attn_plan_workspace.restype = C.c_size_t
@@ -162,7 +117,7 @@ def contest(library, clock, rounds, batch, s, heads, kv_heads, d, causal, dtype=
     plan = Plan(
         library,
         dict(q=q, k=k, v=v, o=o, lse=lse),
-        dtype=DTYPES[dtype],
+        dtype=structs().F16 if dtype == torch.float16 else structs().BF16,
         batch=batch,
         q_heads=heads,
         kv_heads=kv_heads,
@@ -206,7 +161,7 @@ def ragged(library, lengths, heads, d, causal):
     plan = Plan(
         library,
         dict(q=q, k=k, v=v, o=o, cu_seqlens_q=starts, cu_seqlens_kv=starts),
-        dtype=3,
+        dtype=structs().BF16,
         batch=len(lengths),
         q_heads=heads,
         q_len=most,

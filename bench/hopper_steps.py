@@ -97,7 +97,7 @@ class Contest:
         shape = (self.batch, s, self.heads, d)
         q, k, v = [torch.randn(shape, device="cuda", dtype=torch.bfloat16) for _ in range(3)]
         self.tensors = dict(q=q, k=k, v=v, o=torch.empty_like(q))
-        self.problem = dict(dtype=3, batch=self.batch, q_heads=self.heads, q_len=s, qk_dim=d, causal=causal)
+        self.problem = dict(dtype=h.structs().BF16, batch=self.batch, q_heads=self.heads, q_len=s, qk_dim=d, causal=causal)
         self.flops = 4 * self.batch * self.heads * s * s * d / (2 if causal else 1)
         reference = torch.nn.functional.scaled_dot_product_attention(
             *[x.transpose(1, 2) for x in (q, k, v)], is_causal=bool(causal))
@@ -119,12 +119,10 @@ class Contest:
         plan = self.h.Plan(library, self.tensors, **self.problem)
         plugin = Plugin.in_dll(C.CDLL(str(path)), "attn_plugin_kernel")
         problem = library.attn_plan_problem(plan.handle)
-        tensors = C.create_string_buffer(1024)  # attn_tensors may have more fields than Plan fills
-        C.memmove(tensors, C.byref(plan.tensors), C.sizeof(plan.tensors))
 
         def run():
             stream = self.torch.cuda.current_stream().cuda_stream
-            if plugin.run(problem, tensors, None, stream):
+            if plugin.run(problem, C.byref(plan.tensors), None, stream):
                 raise RuntimeError(f"{label}: the run failed")
 
         self.add(label, run)
