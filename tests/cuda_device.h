@@ -1,5 +1,5 @@
-/* cuda_device.h — what the tests on a real device share: the open GPU, its kernels, cases on it. Without a device every
- * test is skipped, with the reason. */
+/* cuda_device.h — what the tests on a real device share: the open GPU, its kernels, cases on it. Without a
+ * device every test is skipped, with the reason. */
 #ifndef CUDA_DEVICE_H
 #define CUDA_DEVICE_H
 #include "check.h"
@@ -45,8 +45,8 @@ static inline int close_device(void **state) {
     return 0;
 }
 
-static inline attn_problem problem_of(attn_dtype dtype, int64_t batch, int64_t q_heads, int64_t kv_heads, int64_t q_len,
-                               int64_t kv_len, int64_t dim) {
+static inline attn_problem problem_of(attn_dtype dtype, int64_t batch, int64_t q_heads, int64_t kv_heads,
+                                      int64_t q_len, int64_t kv_len, int64_t dim) {
     attn_problem p = ATTN_PROBLEM_INIT;
     p.device = ATTN_CUDA;
     p.dtype = dtype;

@@ -1,4 +1,5 @@
-/* fake_cuda.c — the fake libcuda.so.1: each entry first consults the script (fail now?), then keeps the books. */
+/* fake_cuda.c — the fake libcuda.so.1: each entry first consults the script (fail now?), then keeps the
+ * books. */
 #include "fake_cuda.h"
 #include <string.h>
 
@@ -53,7 +54,8 @@ static cu_result fake_DriverGetVersion(int *version) {
     return CU_OK;
 }
 
-static cu_result fake_GetErrorName(cu_result error, const char **name) {    /* works in a broken context too */
+/* works in a broken context too */
+static cu_result fake_GetErrorName(cu_result error, const char **name) {
     static const struct { cu_result error; const char *name; } names[] = {
         { CU_OUT_OF_MEMORY, "CUDA_ERROR_OUT_OF_MEMORY" }, { 700, "CUDA_ERROR_ILLEGAL_ADDRESS" },
         { 719, "CUDA_ERROR_LAUNCH_FAILED" }, { INVALID_CONTEXT, "CUDA_ERROR_INVALID_CONTEXT" },
@@ -141,7 +143,8 @@ static cu_result fake_PointerGetAttributes(unsigned count, int *attributes, void
     for (unsigned i = 0; i < count; i++) {
         if (attributes[i] == CU_POINTER_CONTEXT)
             *(cu_context *)data[i] = device < 0 || books.pool_memory ? NULL : books.primary[device];
-        else if (attributes[i] == CU_POINTER_MEMORY_TYPE) *(unsigned *)data[i] = device < 0 ? 0 : CU_MEMORY_DEVICE;
+        else if (attributes[i] == CU_POINTER_MEMORY_TYPE)
+            *(unsigned *)data[i] = device < 0 ? 0 : CU_MEMORY_DEVICE;
         else if (attributes[i] == CU_POINTER_ORDINAL) *(int *)data[i] = device;
         else *(unsigned *)data[i] = 0;
     }
@@ -150,8 +153,8 @@ static cu_result fake_PointerGetAttributes(unsigned count, int *attributes, void
 
 /* ---- code ---- */
 
-static cu_result fake_LibraryLoadData(cu_library *library, const void *code, int *a, void **b, unsigned c, int *d,
-                                      void **e, unsigned f) {
+static cu_result fake_LibraryLoadData(cu_library *library, const void *code, int *a, void **b, unsigned c,
+                                      int *d, void **e, unsigned f) {
     ENTER(LibraryLoadData);
     (void)a, (void)b, (void)c, (void)d, (void)e, (void)f;
     uint32_t magic;
@@ -202,7 +205,11 @@ static cu_result fake_StreamIsCapturing(cu_stream stream, int *status) {
     *status = 0;
     return !stream && books.capturing ? CU_STREAM_CAPTURE_IMPLICIT : CU_OK;
 }
-static cu_result fake_StreamSynchronize(cu_stream stream) { ENTER(StreamSynchronize); (void)stream; return CU_OK; }
+static cu_result fake_StreamSynchronize(cu_stream stream) {
+    ENTER(StreamSynchronize);
+    (void)stream;
+    return CU_OK;
+}
 static cu_result fake_MemcpyDtoH(void *to, cu_pointer from, size_t bytes) {
     ENTER(MemcpyDtoH);
     memcpy(to, (void *)(uintptr_t)from, bytes);
@@ -219,12 +226,14 @@ static const struct { const char *symbol; void (*entry)(void); } faked[] = {
     FAKED(DeviceGetName), FAKED(DeviceTotalMem), FAKED(DeviceGetAttribute), FAKED(DevicePrimaryCtxRetain),
     FAKED(DevicePrimaryCtxRelease), FAKED(CtxGetCurrent), FAKED(CtxGetDevice), FAKED(CtxPushCurrent),
     FAKED(CtxPopCurrent), FAKED(PointerGetAttributes), FAKED(LibraryLoadData), FAKED(LibraryGetKernel),
-    FAKED(KernelGetFunction), FAKED(KernelSetAttribute), FAKED(FuncLoad), FAKED(LaunchKernelEx), FAKED(StreamGetCtx),
-    FAKED(StreamIsCapturing), FAKED(StreamSynchronize), FAKED(MemcpyDtoH),
+    FAKED(KernelGetFunction), FAKED(KernelSetAttribute), FAKED(FuncLoad), FAKED(LaunchKernelEx),
+    FAKED(StreamGetCtx), FAKED(StreamIsCapturing), FAKED(StreamSynchronize), FAKED(MemcpyDtoH),
 };
 
-EXPORT cu_result cuGetProcAddress_v2(const char *symbol, void **address, int version, uint64_t flags, int *status);
-EXPORT cu_result cuGetProcAddress_v2(const char *symbol, void **address, int version, uint64_t flags, int *status) {
+EXPORT cu_result cuGetProcAddress_v2(const char *symbol, void **address, int version, uint64_t flags,
+                                     int *status);
+EXPORT cu_result cuGetProcAddress_v2(const char *symbol, void **address, int version, uint64_t flags,
+                                     int *status) {
     (void)version, (void)flags, (void)status;
     set_the_scene();
     if (books.missing && !strcmp(books.missing, symbol)) return NOT_FOUND;

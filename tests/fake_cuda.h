@@ -1,5 +1,5 @@
-/* fake_cuda.h — a libcuda.so.1 for tests: no GPU, two pretended devices, a script of what goes wrong, and books of
- * what is held. test_cuda_host.c runs the library's host layer against it. */
+/* fake_cuda.h — a libcuda.so.1 for tests: no GPU, two pretended devices, a script of what goes wrong, and
+ * books of what is held. test_cuda_host.c runs the library's host layer against it. */
 #ifndef FAKE_CUDA_H
 #define FAKE_CUDA_H
 #include "cuda/driver.h"

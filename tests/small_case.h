@@ -1,5 +1,6 @@
-/* small_case.h — one small dense problem with its tensors, for tests of the interface rather than of the numbers:
- * inputs filled with a fixed sequence, outputs with a pattern that tells whether anything was written. */
+/* small_case.h — one small dense problem with its tensors, for tests of the interface rather than of the
+ * numbers: inputs filled with a fixed sequence, outputs with a pattern that tells whether anything was
+ * written. */
 #ifndef SMALL_CASE_H
 #define SMALL_CASE_H
 #include "attn/attn.h"
@@ -63,7 +64,8 @@ static inline void small_case_destroy(small_case *c) { free(c->memory); }
 static inline uint64_t small_case_hash(const small_case *c) {
     const unsigned char *bytes = c->tensors.o;    /* lse follows o */
     uint64_t hash = 14695981039346656037u;
-    for (size_t i = 0; i < (c->o_floats + c->lse_floats) * sizeof(float); i++) hash = (hash ^ bytes[i]) * 1099511628211u;
+    for (size_t i = 0; i < (c->o_floats + c->lse_floats) * sizeof(float); i++)
+        hash = (hash ^ bytes[i]) * 1099511628211u;
     return hash;
 }
 

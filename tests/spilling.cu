@@ -1,4 +1,5 @@
-/* spilling.cu — a kernel that needs more registers than it may have: the build's gate must reject it (ci_cuda.sh). */
+/* spilling.cu — a kernel that needs more registers than it may have: the build's gate must reject it
+ * (ci_cuda.sh). */
 extern "C" __global__ void __launch_bounds__(1024, 2) spilling(float *x) {
     float a[64];
 #pragma unroll

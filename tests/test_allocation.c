@@ -1,12 +1,14 @@
-/* test_allocation.c — memory: attn_run takes none, and when the n-th allocation fails, for every n, the call fails with
- * ATTN_NO_MEMORY, loses nothing and works the next time. Linked with the static library and --wrap (CMakeLists.txt). */
+/* test_allocation.c — memory: attn_run takes none, and when the n-th allocation fails, for every n, the call
+ * fails with ATTN_NO_MEMORY, loses nothing and works the next time. Linked with the static library and --wrap
+ * (CMakeLists.txt). */
 #include "small_case.h"
 #include <setjmp.h>
 #include <stdarg.h>
 #include <cmocka.h>
 #include <stdatomic.h>
 
-static _Atomic int allocations, live, fail_at;   /* fail_at: the number of the allocation to refuse; 0 = none */
+static _Atomic int allocations, live, fail_at;   /* fail_at: the number of the allocation to refuse; 0 =
+                                                    none */
 
 void *__real_malloc(size_t bytes);
 void *__real_calloc(size_t count, size_t bytes);
@@ -26,7 +28,9 @@ static void *counted(void *memory) {
 }
 
 void *__wrap_malloc(size_t bytes) { return refused() ? NULL : counted(__real_malloc(bytes)); }
-void *__wrap_calloc(size_t count, size_t bytes) { return refused() ? NULL : counted(__real_calloc(count, bytes)); }
+void *__wrap_calloc(size_t count, size_t bytes) {
+    return refused() ? NULL : counted(__real_calloc(count, bytes));
+}
 void *__wrap_aligned_alloc(size_t alignment, size_t bytes) {
     return refused() ? NULL : counted(__real_aligned_alloc(alignment, bytes));
 }
@@ -42,9 +46,11 @@ void __wrap_free(void *memory) {
 static const struct { attn_problem problem; int threads; } setups[] = {
     { { .struct_size = sizeof(attn_problem), .batch = 1, .q_heads = 1, .q_len = 1, .kv_len = 1, .kv_heads = 1,
         .qk_dim = 1 }, 0 },
-    { { .struct_size = sizeof(attn_problem), .batch = 2, .q_heads = 4, .kv_heads = 2, .q_len = 70, .kv_len = 130,
+    { { .struct_size = sizeof(attn_problem), .batch = 2, .q_heads = 4, .kv_heads = 2, .q_len = 70,
+      .kv_len = 130,
         .qk_dim = 64, .causal = 1 }, 3 },
-    { { .struct_size = sizeof(attn_problem), .batch = 1, .q_heads = 4, .kv_heads = 1, .q_len = 1, .kv_len = 1500,
+    { { .struct_size = sizeof(attn_problem), .batch = 1, .q_heads = 4, .kv_heads = 1, .q_len = 1,
+      .kv_len = 1500,
         .qk_dim = 48, .strict = 1 }, 2 },
 };
 enum { SETUPS = sizeof setups / sizeof *setups };
@@ -68,7 +74,8 @@ static void run_allocates_nothing(void **state) {
     }
 }
 
-/* Fail the first, the second, ... allocation until the call gets through. @return how many had to be refused. */
+/* Fail the first, the second, ... allocation until the call gets through. @return how many had to be
+ * refused. */
 static int refuse_in_turn(const small_case *c, attn_status (*call)(const small_case *c)) {
     for (int n = 1;; n++) {
         const int before = atomic_load(&live);

@@ -1,5 +1,5 @@
-/* test_api.c — what the header promises about calls rather than numbers: struct versions, explain and choice, shared
- * plans, exact workspaces, and a caller whose thread is left as it was. */
+/* test_api.c — what the header promises about calls rather than numbers: struct versions, explain and choice,
+ * shared plans, exact workspaces, and a caller whose thread is left as it was. */
 #include "small_case.h"
 #include <setjmp.h>
 #include <stdarg.h>
@@ -42,8 +42,10 @@ static uint32_t draw(uint32_t *state, uint32_t below) {
 }
 
 static attn_problem random_problem(uint32_t *state) {
-    const int64_t kv_heads = 1 + draw(state, 3), q_heads = kv_heads * (1 + draw(state, 5)), q_len = 1 + draw(state, 40);
-    attn_problem p = small_problem(1 + draw(state, 3), q_heads, kv_heads, q_len, 1 + draw(state, 300), 1 + draw(state, 150));
+    const int64_t kv_heads = 1 + draw(state, 3), q_heads = kv_heads * (1 + draw(state, 5)),
+                  q_len = 1 + draw(state, 40);
+    attn_problem p = small_problem(1 + draw(state, 3), q_heads, kv_heads, q_len, 1 + draw(state, 300),
+                                   1 + draw(state, 150));
     if (!draw(state, 3)) p.v_dim = 1 + draw(state, 150);
     p.causal = !draw(state, 2);
     p.softcap = draw(state, 4) ? 0 : 20;
@@ -78,7 +80,8 @@ static void *other_thread(void *arg) {
     const attn_problem bad = ATTN_PROBLEM_INIT;
     attn_plan *plan;
     if (attn_last_error()[0]) return NULL;                       /* a fresh thread has no message */
-    if (attn_plan_create(&plan, &bad, NULL) != ATTN_INVALID || !strstr(attn_last_error(), "q_heads")) return NULL;
+    if (attn_plan_create(&plan, &bad, NULL) != ATTN_INVALID || !strstr(attn_last_error(), "q_heads"))
+        return NULL;
     return arg;
 }
 
@@ -136,7 +139,8 @@ static void defaults_are_replaced(void **state) {
 
 static void problem_versions(void **state) {
     (void)state;
-    struct { attn_problem known; unsigned char later[64]; } newer = { .known = small_problem(1, 2, 1, 3, 4, 8) };
+    struct { attn_problem known; unsigned char later[64]; } newer = { .known = small_problem(1, 2, 1, 3, 4,
+             8) };
     newer.known.struct_size = sizeof newer;
     attn_plan_destroy(plan_for(&newer.known, NULL));
     newer.later[40] = 1;
@@ -145,7 +149,8 @@ static void problem_versions(void **state) {
     assert_non_null(strstr(attn_last_error(), "struct_size"));
     attn_problem older = small_problem(1, 2, 1, 3, 4, 8);
     older.struct_size = offsetof(attn_problem, scale);
-    older.causal = 77;                                           /* past the end of the older struct: not read */
+    older.causal = 77;                                           /* past the end of the older struct: not
+                                                                    read */
     plan = plan_for(&older, NULL);
     assert_int_equal(attn_plan_problem(plan)->causal, 0);
     assert_int_equal(attn_plan_problem(plan)->struct_size, sizeof(attn_problem));
@@ -283,7 +288,8 @@ static void nothing_to_do(void **state) {
 /* `bytes` of memory, 64-byte aligned, that end as near to an inaccessible page as the alignment allows. */
 static unsigned char *guarded(size_t bytes, size_t *mapped) {
     const size_t page = (size_t)sysconf(_SC_PAGESIZE), body = (bytes + page) / page * page;
-    unsigned char *memory = mmap(NULL, body + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    unsigned char *memory =
+        mmap(NULL, body + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     assert_true(memory != MAP_FAILED);
     assert_int_equal(mprotect(memory + body, page, PROT_NONE), 0);
     *mapped = body + page;
@@ -341,7 +347,9 @@ static unsigned control(void) { return 0; }
 static void flush_denormals(void) {}
 #endif
 
-static float_state look(void) { return (float_state){ fegetround(), fetestexcept(FE_ALL_EXCEPT), control() }; }
+static float_state look(void) {
+    return (float_state){ fegetround(), fetestexcept(FE_ALL_EXCEPT), control() };
+}
 static void expect_same(float_state before, const char *call) {
     const float_state now = look();
     if (now.rounding != before.rounding || now.flags != before.flags || now.control != before.control)
@@ -376,7 +384,8 @@ static void every_call(const small_case *c, const char *kernel, float_state befo
 static void float_state_and_errno_are_kept(void **state) {
     (void)state;
     attn_problem p = small_problem(1, 4, 2, 3, 90, 40);
-    p.scale = 30;                                                 /* probabilities underflow: flags would rise */
+    p.scale = 30;                                                 /* probabilities underflow: flags would
+                                                                     rise */
     small_case c = small_case_create(p);
     for (int k = 0; cpu_kernel(k); k++) {
         attn_plan *plan = plan_of_kernel(&p, cpu_kernel(k));
@@ -438,12 +447,12 @@ static void locale_does_not_matter(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(names_and_versions), cmocka_unit_test(messages_belong_to_a_thread),
-        cmocka_unit_test(descriptions), cmocka_unit_test(defaults_are_replaced), cmocka_unit_test(problem_versions),
-        cmocka_unit_test(option_and_tensor_versions), cmocka_unit_test(explain_agrees_with_the_choice),
-        cmocka_unit_test(explain_is_like_snprintf), cmocka_unit_test(plans_do_not_change),
-        cmocka_unit_test(nothing_to_do), cmocka_unit_test(workspace_is_exact_and_dont_care),
-        cmocka_unit_test(float_state_and_errno_are_kept), cmocka_unit_test(loading_keeps_the_float_state),
-        cmocka_unit_test(locale_does_not_matter),
+        cmocka_unit_test(descriptions), cmocka_unit_test(defaults_are_replaced),
+        cmocka_unit_test(problem_versions), cmocka_unit_test(option_and_tensor_versions),
+        cmocka_unit_test(explain_agrees_with_the_choice), cmocka_unit_test(explain_is_like_snprintf),
+        cmocka_unit_test(plans_do_not_change), cmocka_unit_test(nothing_to_do),
+        cmocka_unit_test(workspace_is_exact_and_dont_care), cmocka_unit_test(float_state_and_errno_are_kept),
+        cmocka_unit_test(loading_keeps_the_float_state), cmocka_unit_test(locale_does_not_matter),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,5 +1,5 @@
-/* test_bench_decode.c — the decode suites' own check, on the CPU: it accepts the library's results on small rows of
- * every kind, and notices a NaN, a wrong LSE, a swapped page and a few keys too many. */
+/* test_bench_decode.c — the decode suites' own check, on the CPU: it accepts the library's results on small
+ * rows of every kind, and notices a NaN, a wrong LSE, a swapped page and a few keys too many. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -47,7 +47,8 @@ static const check_memory host = { .name = "host", .device = ATTN_CPU, .alloc = 
                                    .upload = host_upload, .download = host_download };
 
 #define ROW(name, batch, heads, kv_heads, q_len, keys, dims, is_mla, page, lengths, timing) \
-    { name, batch, heads, kv_heads, q_len, keys, dims, is_mla, page, lengths, timing, NULL, 0, BENCH_US, BENCH_US, 1, 1 }
+    { name, batch, heads, kv_heads, q_len, keys, dims, is_mla, page, lengths, timing, \
+      NULL, 0, BENCH_US, BENCH_US, 1, 1 }
 #define D128 128, 128
 #define D576 576, 512
 
@@ -96,7 +97,8 @@ static void test_wrong_results_are_found(void **state) {
         for (damage how = NAN_IN_O; how <= KEYS_MISSING; how++) {
             if (how == LSE_OFF && !rows[i].is_mla) continue;        /* it writes none */
             if (how == PAGE_SWAPPED && !rows[i].page_size) continue;
-            if (checked(&rows[i], how) != OUTCOME_WRONG) fail_msg("%s: damage %d passed", rows[i].name, (int)how);
+            if (checked(&rows[i], how) != OUTCOME_WRONG)
+                fail_msg("%s: damage %d passed", rows[i].name, (int)how);
         }
 }
 

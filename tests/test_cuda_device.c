@@ -1,5 +1,6 @@
-/* test_cuda_device.c — every CUDA kernel on a real device, beyond the numbers that test_kernels.c checks: the same bits
- * 200 times, capture into a graph and replay with other lengths, streams, threads, endurance, fork. */
+/* test_cuda_device.c — every CUDA kernel on a real device, beyond the numbers that test_kernels.c checks: the
+ * same bits 200 times, capture into a graph and replay with other lengths, streams, threads, endurance,
+ * fork. */
 #include "cuda_device.h"
 #include <pthread.h>
 #include <sys/wait.h>
@@ -205,7 +206,8 @@ static double seconds_now(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* Thousands of launches and hundreds of captures leave the device's memory as it was. Prints the host's time a run. */
+/* Thousands of launches and hundreds of captures leave the device's memory as it was. Prints the host's time
+ * a run. */
 static void test_endurance(void **state) {
     (void)state;
     NEED_DEVICE;
@@ -223,7 +225,8 @@ static void test_endurance(void **state) {
         const double start = seconds_now();
         for (int i = 0; plan && i < LAUNCHES; i++) run(plan, data, workspace, check_gpu_stream(gpu));
         finish();
-        if (plan) printf("%s: %.2f us per queued run\n", kernels[n], (seconds_now() - start) / LAUNCHES * 1e6);
+        if (plan)
+            printf("%s: %.2f us per queued run\n", kernels[n], (seconds_now() - start) / LAUNCHES * 1e6);
         for (int i = 0; plan && i < CAPTURES; i++)
             assert_int_equal(driver->GraphExecDestroy(capture(plan, data, workspace)), CU_OK);
         finish();

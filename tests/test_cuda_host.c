@@ -1,6 +1,6 @@
-/* test_cuda_host.c — the CUDA host layer without a GPU, against fake_cuda.c: every way a driver can be missing, old
- * or failing gives the right status and a message, leaks nothing, and the next call works. Each case is a process
- * of its own, because a driver once opened stays open. */
+/* test_cuda_host.c — the CUDA host layer without a GPU, against fake_cuda.c: every way a driver can be
+ * missing, old or failing gives the right status and a message, leaks nothing, and the next call works. Each
+ * case is a process of its own, because a driver once opened stays open. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -18,8 +18,10 @@
 
 /* ---- children: a scenario returns 0, or the line that is wrong ---- */
 
-#define WANT(condition) do { if (!(condition)) return fprintf(stderr, "  %s:%d: %s (last error: %s)\n", __func__, \
-                             __LINE__, #condition, attn_last_error()), 1; } while (0)
+#define WANT(condition) do { \
+        if (!(condition)) return fprintf(stderr, "  %s:%d: %s (last error: %s)\n", __func__, __LINE__, \
+                                         #condition, attn_last_error()), 1; \
+    } while (0)
 
 static fake_cuda *open_books(void) {
     void *library = dlopen("libcuda.so.1", RTLD_NOW);
@@ -58,7 +60,8 @@ static attn_status plan_on(attn_plan **plan, const attn_problem *p, int device) 
 }
 
 static int balanced(const fake_cuda *fake, cu_context current, int depth) {
-    return fake->current == current && fake->context_depth == depth && !fake->retained[0] && !fake->retained[1];
+    return fake->current == current && fake->context_depth == depth && !fake->retained[0] &&
+           !fake->retained[1];
 }
 
 static int message_has(const char *text) { return strstr(attn_last_error(), text) != NULL; }
@@ -135,8 +138,8 @@ static int wrong_architecture(void) {
     return 0;
 }
 
-/* Open, plan and run with the n-th driver call failing, for every n: never a crash, always a message, books balanced,
- * and the retry works. */
+/* Open, plan and run with the n-th driver call failing, for every n: never a crash, always a message, books
+ * balanced, and the retry works. */
 static int nth_call_fails(int n, cu_result result, int *reached) {
     fake_cuda *fake = open_books();
     attn_problem p = small_problem();
@@ -186,7 +189,8 @@ static int launch_fails(void) {
     WANT(balanced(fake, NULL, 0) && attn_run(plan, &t, NULL, NULL) == ATTN_OK);
     fake->sticky = 700;                                 /* reported each time, never cleared */
     for (int i = 0; i < 3; i++)
-        WANT(attn_run(plan, &t, NULL, NULL) == ATTN_DEVICE_ERROR && message_has("CUDA_ERROR_ILLEGAL_ADDRESS"));
+        WANT(attn_run(plan, &t, NULL, NULL) == ATTN_DEVICE_ERROR &&
+             message_has("CUDA_ERROR_ILLEGAL_ADDRESS"));
     attn_plan_destroy(plan);
     return 0;
 }
@@ -203,7 +207,8 @@ static int contexts_come_back(void) {
     WANT(balanced(fake, fake->primary[0], 0));
     WANT(attn_run(plan, &t, NULL, fake->stream[1]) == ATTN_OK && fake->launch_context == fake->primary[1]);
     WANT(attn_run(plan, &t, NULL, fake->stream[0]) == ATTN_INVALID && message_has("another CUDA device"));
-    fake->pool_memory = 1;                              /* no context known: the device's current or primary one */
+    fake->pool_memory = 1;                              /* no context known: the device's current or primary
+                                                           one */
     WANT(attn_run(plan, &t, NULL, NULL) == ATTN_OK && fake->launch_context == fake->primary[1]);
     fake->current = fake->other[1];
     WANT(attn_run(plan, &t, NULL, NULL) == ATTN_OK && fake->launch_context == fake->other[1]);
@@ -220,7 +225,8 @@ static int bad_tensors(void) {
     attn_tensors t = tensors_on(fake, 0);
     WANT(plan_on(&plan, &p, 0) == ATTN_OK);
     t.k = host;
-    WANT(attn_run(plan, &t, NULL, NULL) == ATTN_INVALID && message_has("tensors.k") && message_has("not CUDA device"));
+    WANT(attn_run(plan, &t, NULL, NULL) == ATTN_INVALID && message_has("tensors.k") &&
+         message_has("not CUDA device"));
     t.k = fake->memory[1];
     WANT(attn_run(plan, &t, NULL, NULL) == ATTN_INVALID && message_has("lives on CUDA device 1"));
     t.k = fake->memory[0] + 2;
@@ -276,7 +282,8 @@ static int big_sizes(void) {
     return 0;
 }
 
-/* A decoding step over a ragged cache: the schedule in the run or beforehand, and what is said when it can't be. */
+/* A decoding step over a ragged cache: the schedule in the run or beforehand, and what is said when it can't
+ * be. */
 static int decoding(void) {
     fake_cuda *fake = open_books();
     attn_problem p = small_problem();
@@ -291,18 +298,21 @@ static int decoding(void) {
     attn_tensors t = tensors_on(fake, 0);
     t.seqused_kv = memset(lengths, 0, 8);
     WANT(attn_plan_workspace(plan) > attn_plan_schedule_size(plan) && attn_plan_schedule_size(plan) > 0);
-    WANT(attn_run(plan, &t, memory, NULL) == ATTN_OK && fake->launches == 3);       /* schedule, main, merge */
+    WANT(attn_run(plan, &t, memory, NULL) == ATTN_OK && fake->launches == 3); /* schedule, main, merge */
     WANT(attn_plan_schedule(plan, &t, lengths + 4, NULL) == ATTN_INVALID && message_has("aligned to 256"));
     WANT(attn_plan_schedule(plan, NULL, lengths, NULL) == ATTN_INVALID && message_has("lengths = NULL"));
     WANT(attn_plan_schedule(plan, &t, lengths + 256, NULL) == ATTN_OK && fake->launches == 4);
     WANT(fake->launched.grid_x == 1 && balanced(fake, NULL, 0));
     t.schedule = lengths + 256;
     WANT(attn_run(plan, &t, memory, NULL) == ATTN_OK && fake->launches == 6);
-    options.checked = 1;                                /* what is in that memory is no schedule: nothing wrote it */
+    options.checked = 1;                                /* what is in that memory is no schedule: nothing
+                                                           wrote it */
     WANT(attn_plan_create(&checked, &p, &options) == ATTN_OK);
-    WANT(attn_run(checked, &t, memory, NULL) == ATTN_INVALID && message_has("is not what attn_plan_schedule writes"));
+    WANT(attn_run(checked, &t, memory, NULL) == ATTN_INVALID &&
+         message_has("is not what attn_plan_schedule writes"));
     t.seqused_kv = NULL;
-    WANT(attn_plan_schedule(plan, &t, lengths + 256, NULL) == ATTN_INVALID && message_has("tensors.seqused_kv"));
+    WANT(attn_plan_schedule(plan, &t, lengths + 256, NULL) == ATTN_INVALID &&
+         message_has("tensors.seqused_kv"));
     attn_plan_destroy(checked);
     attn_plan_destroy(plan);
     p.has_seqused_kv = 0;                               /* lengths known when planning: nothing to make */
@@ -332,7 +342,8 @@ static int in_child(int (*scenario)(void)) {
     return WEXITSTATUS(status);
 }
 
-#define SCENARIO(name) static void test_##name(void **state) { (void)state; assert_int_equal(in_child(name), 0); }
+#define SCENARIO(name) \
+    static void test_##name(void **state) { (void)state; assert_int_equal(in_child(name), 0); }
 SCENARIO(works)
 SCENARIO(no_device)
 SCENARIO(old_driver)
@@ -368,7 +379,8 @@ static void test_nth_call_fails(void **state) {
     }
 }
 
-/* A driver that can't be loaded: this program again, with a libcuda.so.1 that is no library first in the path. */
+/* A driver that can't be loaded: this program again, with a libcuda.so.1 that is no library first in the
+ * path. */
 static void test_no_driver(void **state) {
     (void)state;
     const pid_t child = fork();
@@ -385,7 +397,8 @@ static void test_no_driver(void **state) {
 
 int main(int argc, char **argv) {
     if (argc > 1 && !strcmp(argv[1], "no-driver")) return no_driver();
-    if (!getenv("ATTN_FAKE_CUDA")) {                    /* the loader reads its path only once: start over with it */
+    if (!getenv("ATTN_FAKE_CUDA")) {                    /* the loader reads its path only once: start over
+                                                           with it */
         setenv("LD_LIBRARY_PATH", FAKE_CUDA_DIR, 1);
         setenv("ATTN_FAKE_CUDA", "1", 1);
         execv("/proc/self/exe", argv);
@@ -396,8 +409,8 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_old_driver), cmocka_unit_test(test_wrong_architecture),
         cmocka_unit_test(test_nth_call_fails), cmocka_unit_test(test_out_of_memory),
         cmocka_unit_test(test_launch_fails), cmocka_unit_test(test_contexts_come_back),
-        cmocka_unit_test(test_bad_tensors), cmocka_unit_test(test_checked_mode), cmocka_unit_test(test_big_sizes),
-        cmocka_unit_test(test_decoding),
+        cmocka_unit_test(test_bad_tensors), cmocka_unit_test(test_checked_mode),
+        cmocka_unit_test(test_big_sizes), cmocka_unit_test(test_decoding),
     };
     return cmocka_run_group_tests_name("cuda_host", tests, NULL, NULL);
 }

@@ -1,5 +1,5 @@
-/* test_cuda_input.c — what a caller may get wrong on a device, and sizes at the edge: the right answer or a clear status,
- * never a fault, for every CUDA kernel. */
+/* test_cuda_input.c — what a caller may get wrong on a device, and sizes at the edge: the right answer or a
+ * clear status, never a fault, for every CUDA kernel. */
 #include "cuda_device.h"
 
 static void test_bad_pointers(void **state) {
@@ -18,7 +18,8 @@ static void test_bad_pointers(void **state) {
         t = *check_data_tensors(data);
         t.k = (const char *)t.k + 1;
         if (plan) assert_int_equal(attn_run(plan, &t, workspace, NULL), ATTN_INVALID);
-        t.k = (const char *)t.k + 1;            /* aligned to its element only: right or refused, never a fault */
+        t.k = (const char *)t.k + 1;            /* aligned to its element only: right or refused, never a
+                                                   fault */
         const attn_status status = plan ? attn_run(plan, &t, workspace, NULL) : ATTN_OK;
         assert_true(status == ATTN_OK || (status == ATTN_INVALID && strstr(attn_last_error(), "aligned")));
         finish();
@@ -27,8 +28,8 @@ static void test_bad_pointers(void **state) {
     }
 }
 
-/* Page ids out of range: never a read outside the pool (the pool's margins are NaN, a fault would break the device),
- * the other sequences right; checked plans say it. */
+/* Page ids out of range: never a read outside the pool (the pool's margins are NaN, a fault would break the
+ * device), the other sequences right; checked plans say it. */
 static void test_bad_pages(void **state) {
     (void)state;
     NEED_DEVICE;
@@ -47,7 +48,8 @@ static void test_bad_pages(void **state) {
         get(good, t->lse, sizeof good);
         for (int i = 0; plan && i < 4; i++) {
             int32_t saved;
-            const int32_t *entry = t->block_table + full->block_table_stride + 3;   /* sequence 1, its 4th page */
+            /* sequence 1, its 4th page */
+            const int32_t *entry = t->block_table + full->block_table_stride + 3;
             get(&saved, entry, 4);
             put(entry, &bad_ids[i], 4);
             run(plan, data, workspace, NULL);
@@ -112,8 +114,8 @@ static void test_many_heads(void **state) {
     check_data_destroy(data);
 }
 
-/* Two sequences 2^31 + 64 elements apart, in one allocation that serves as Q, K and V; the answer of each is that of
- * the same rows side by side. */
+/* Two sequences 2^31 + 64 elements apart, in one allocation that serves as Q, K and V; the answer of each is
+ * that of the same rows side by side. */
 static void test_far_strides(void **state) {
     (void)state;
     NEED_DEVICE;
@@ -121,7 +123,8 @@ static void test_far_strides(void **state) {
     static uint16_t rows[2 * ROWS], near[2 * ROWS], far[2 * ROWS];
     const int64_t apart = ((int64_t)1 << 31) + 64;
     cu_pointer in = 0, out = 0;
-    if (driver->MemAlloc(&in, (size_t)(apart + ROWS) * 2) || driver->MemAlloc(&out, (size_t)(apart + ROWS) * 2)) {
+    if (driver->MemAlloc(&in, (size_t)(apart + ROWS) * 2) ||
+        driver->MemAlloc(&out, (size_t)(apart + ROWS) * 2)) {
         if (in) (void)driver->MemFree(in);
         printf("skipped: no memory for 9 GB\n");
         skip();
@@ -143,7 +146,8 @@ static void test_far_strides(void **state) {
                 assert_int_equal(driver->MemAlloc(&workspace, attn_plan_workspace(plan)), CU_OK);
             if (plan) assert_int_equal(attn_run(plan, &t, (void *)(uintptr_t)workspace, NULL), ATTN_OK);
             finish();
-            for (int b = 0; b < 2; b++) get((is_far ? far : near) + b * ROWS, (uint16_t *)t.o + b * batch, ROWS * 2);
+            for (int b = 0; b < 2; b++)
+                get((is_far ? far : near) + b * ROWS, (uint16_t *)t.o + b * batch, ROWS * 2);
             if (workspace) (void)driver->MemFree(workspace);
             if (plan && is_far) assert_memory_equal(near, far, sizeof near);
             attn_plan_destroy(plan);
@@ -155,8 +159,9 @@ static void test_far_strides(void **state) {
 int main(void) {
     setvbuf(stdout, NULL, _IOLBF, 0);
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_bad_pointers), cmocka_unit_test(test_bad_pages), cmocka_unit_test(test_bad_lengths),
-        cmocka_unit_test(test_many_heads), cmocka_unit_test(test_far_strides),
+        cmocka_unit_test(test_bad_pointers), cmocka_unit_test(test_bad_pages),
+        cmocka_unit_test(test_bad_lengths),  cmocka_unit_test(test_many_heads),
+        cmocka_unit_test(test_far_strides),
     };
     return cmocka_run_group_tests_name("cuda_input", tests, open_device, close_device);
 }

@@ -1,5 +1,5 @@
-/* test_decode.c — what splitting the keys may and may not change: in strict mode no bit, whatever the splits, the
- * threads and the batch neighbours; pages, left padding and unseen values never change one. */
+/* test_decode.c — what splitting the keys may and may not change: in strict mode no bit, whatever the splits,
+ * the threads and the batch neighbours; pages, left padding and unseen values never change one. */
 #include "small_case.h"
 #include <setjmp.h>
 #include <stdarg.h>
@@ -30,7 +30,8 @@ static uint64_t run(const attn_plan *plan, small_case *c) {
     return small_case_hash(c);
 }
 
-static attn_problem decode_problem(int64_t batch, int64_t q_heads, int64_t kv_heads, int64_t q_len, int64_t kv_len) {
+static attn_problem decode_problem(int64_t batch, int64_t q_heads, int64_t kv_heads, int64_t q_len,
+                                   int64_t kv_len) {
     attn_problem p = small_problem(batch, q_heads, kv_heads, q_len, kv_len, 72);
     p.v_dim = 56;
     p.causal = 1;
@@ -174,7 +175,8 @@ static void masked_values_change_no_bit(void **state) {
             small_case c = small_case_create(p);
             if (bf16) make_bf16(&c);
             uint8_t mask[4 * 3 * KEYS];
-            for (int i = 0; i < 4 * 3 * KEYS; i++) mask[i] = i % KEYS % 5 != 3 && (i / KEYS + i % KEYS) % 7 != 0;
+            for (int i = 0; i < 4 * 3 * KEYS; i++)
+                mask[i] = i % KEYS % 5 != 3 && (i / KEYS + i % KEYS) % 7 != 0;
             c.tensors.mask = mask;
             attn_plan *plan = plan_of(&c.problem, names[k], 1, 0);
             const uint64_t expected = plan ? run(plan, &c) : 0;

@@ -1,6 +1,6 @@
-/* test_kernels.c — every registered kernel against the float64 oracle: the edge-shape grid, then random problems, each
- * in guarded memory, with poisoned outputs and the same bits demanded again. ATTN_CHECK_CASES=F does F times as many (1);
- * ATTN_CHECK_BACKEND=cpu or cuda does half, ATTN_CHECK_KERNEL='flash_*' some. Kernels that can't run here: skipped. */
+/* test_kernels.c — every registered kernel against the float64 oracle: the edge-shape grid, then random
+ * problems, each in guarded memory, with poisoned outputs and the same bits demanded again.
+ * ATTN_CHECK_CASES=F: F times as many (1); ATTN_CHECK_BACKEND, ATTN_CHECK_KERNEL='flash_*': only those. */
 #include "check.h"
 #include "gpu.h"
 #include <fnmatch.h>
@@ -33,7 +33,8 @@ static void list_kernels(void) {
         if (info.pass != ATTN_FORWARD) continue;
         if (backend && strcmp(backend, info.device == ATTN_CUDA ? "cuda" : "cpu")) continue;
         if (pattern && fnmatch(pattern, info.name, 0)) continue;
-        kernels[kernel_count++] = (tally){ .name = info.name, .unavailable = info.unavailable, .device = info.device };
+        kernels[kernel_count++] =
+            (tally){ .name = info.name, .unavailable = info.unavailable, .device = info.device };
     }
 }
 
@@ -56,7 +57,8 @@ static void report_failure(const check_case *c, const char *kernel, int align_en
     char command[1024];
     if (failures_printed++ >= 40) return;
     check_case_command(c, kernel, command, sizeof command);
-    printf("FAIL %s\n     %s   (tensors at the %s of their pages)\n", v->reason, command, align_end ? "end" : "beginning");
+    printf("FAIL %s\n     %s   (tensors at the %s of their pages)\n", v->reason, command,
+           align_end ? "end" : "beginning");
 }
 
 static void count(tally *k, const check_verdict *v, attn_dtype dtype, int has_work) {
@@ -115,7 +117,8 @@ static int64_t scaled(int64_t cases) {
 }
 
 static const struct { attn_dtype dtype, o_dtype; } dtypes[] = {
-    { ATTN_F32, ATTN_F32 }, { ATTN_F16, ATTN_F16 }, { ATTN_BF16, ATTN_BF16 }, { ATTN_F16, ATTN_F32 }, { ATTN_BF16, ATTN_F32 }
+    { ATTN_F32, ATTN_F32 }, { ATTN_F16, ATTN_F16 }, { ATTN_BF16, ATTN_BF16 }, { ATTN_F16, ATTN_F32 },
+    { ATTN_BF16, ATTN_F32 }
 };
 
 /* Every shape meets every fill; dtype, layout, lengths and alignment rotate with different periods. */
@@ -155,8 +158,8 @@ static void test_summary(void **state) {
     (void)state;
     int bad = 0;
     printf("%56s largest error / bound     | O as a whole\n", "");
-    printf("%-30s %7s %7s %7s | %6s %6s %6s %6s | %6s %6s\n", "kernel", "passed", "failed", "refused", "O f32", "O f16",
-           "O bf16", "LSE", "rms", "bias");
+    printf("%-30s %7s %7s %7s | %6s %6s %6s %6s | %6s %6s\n", "kernel", "passed", "failed", "refused",
+           "O f32", "O f16", "O bf16", "LSE", "rms", "bias");
     for (int n = 0; n < kernel_count; n++) {
         const tally *k = &kernels[n];
         if (k->unavailable) {
@@ -164,9 +167,10 @@ static void test_summary(void **state) {
             bad += k->failed > 0;
             continue;
         }
-        printf("%-30s %7lld %7lld %7lld | %6.3f %6.3f %6.3f %6.3f | %6.3f %6.3f%s\n", k->name, (long long)k->passed,
-               (long long)k->failed, (long long)k->refused, k->o_ratio[ATTN_F32], k->o_ratio[ATTN_F16],
-               k->o_ratio[ATTN_BF16], k->lse_ratio, k->rms_ratio, k->bias, k->passed ? "" : "   NO SHAPE REACHED IT");
+        printf("%-30s %7lld %7lld %7lld | %6.3f %6.3f %6.3f %6.3f | %6.3f %6.3f%s\n", k->name,
+               (long long)k->passed, (long long)k->failed, (long long)k->refused, k->o_ratio[ATTN_F32],
+               k->o_ratio[ATTN_F16], k->o_ratio[ATTN_BF16], k->lse_ratio, k->rms_ratio, k->bias,
+               k->passed ? "" : "   NO SHAPE REACHED IT");
         bad += k->failed > 0 || !k->passed;
     }
     if (failures_printed > 40) printf("%d further failures not printed\n", failures_printed - 40);

@@ -1,6 +1,6 @@
-/* test_kv_append.c — the cache append: every kernel on every case against the checker, every mutant rejected, the
- * caller's mistakes refused, dropped rows on a device. ATTN_CHECK_BACKEND=cuda runs it on the GPU, and times it;
- * ATTN_APPEND_TESTS=PATTERN takes the tests with such names. */
+/* test_kv_append.c — the cache append: every kernel on every case against the checker, every mutant rejected,
+ * the caller's mistakes refused, dropped rows on a device. ATTN_CHECK_BACKEND=cuda runs it on the GPU, and
+ * times it; ATTN_APPEND_TESTS=PATTERN takes the tests with such names. */
 #include "append_check.h"
 #include "gpu.h"
 #include <fnmatch.h>
@@ -77,12 +77,13 @@ static void kernels_are_right(void **state) {
 /* What the cases must have met. */
 static void cases_are_many(void **state) {
     (void)state;
-    int half = 0, interleaved = 0, partial = 0, packed = 0, index = 0, leftpad = 0, in_place = 0, converted = 0, mla = 0,
-        fixed = 0, offsets = 0, used_q = 0, pages[257] = { 0 };
+    int half = 0, interleaved = 0, partial = 0, packed = 0, index = 0, leftpad = 0, in_place = 0,
+        converted = 0, mla = 0, fixed = 0, offsets = 0, used_q = 0, pages[257] = { 0 };
     for (uint64_t i = 0; i < CHECK_APPEND_CASES; i++) {
         const append_case c = check_append_case(i, ATTN_CPU);
         const attn_problem *p = &c.problem;
-        half += p->rotary_dim && !p->rotary_interleaved, interleaved += p->rotary_interleaved && p->rotary_dim;
+        half += p->rotary_dim && !p->rotary_interleaved;
+        interleaved += p->rotary_interleaved && p->rotary_dim;
         partial += p->rotary_dim && p->rotary_dim < p->qk_dim, packed += p->packed_new;
         index += p->has_kv_batch_index, leftpad += p->has_leftpad_kv, in_place += c.in_place && p->rotary_dim;
         converted += p->new_dtype && p->new_dtype != p->dtype, mla += p->v_in_k && p->rotary_dim;
@@ -90,8 +91,9 @@ static void cases_are_many(void **state) {
         offsets += p->has_rotary_offsets, used_q += p->write_q && p->has_seqused_q;
         pages[p->page_size]++;
     }
-    const int counts[] = { half, interleaved, partial, packed, index, leftpad, in_place, converted, mla, fixed, offsets,
-                           used_q, pages[1], pages[2], pages[3], pages[16], pages[17], pages[64], pages[256], pages[0] };
+    const int counts[] = { half, interleaved, partial, packed, index, leftpad, in_place, converted, mla,
+                           fixed, offsets, used_q, pages[1], pages[2], pages[3], pages[16], pages[17],
+                           pages[64], pages[256], pages[0] };
     for (size_t n = 0; n < sizeof counts / sizeof *counts; n++) {
         if (counts[n] < 3) printf("property %zu: %d cases\n", n, counts[n]);
         assert_true(counts[n] >= 3);
@@ -104,9 +106,11 @@ static void mutants_are_rejected(void **state) {
     int missed = 0;
     for (int m = 0; m < MUTANTS; m++) {
         append_kernel kernel = { .bug = (mutant)m };
-        check_candidate candidate = { mutant_table[m].name, mutant_prepare, mutant_run, mutant_finish, &kernel };
+        check_candidate candidate = { mutant_table[m].name, mutant_prepare, mutant_run, mutant_finish,
+                                      &kernel };
         int rejected = 0;
-        for (uint64_t i = 0; i < CHECK_APPEND_CASES && !rejected; i++) rejected = check_one(i, &candidate, m > 0, NULL) < 0;
+        for (uint64_t i = 0; i < CHECK_APPEND_CASES && !rejected; i++)
+            rejected = check_one(i, &candidate, m > 0, NULL) < 0;
         if (rejected == !m) {
             printf("mutant %s (%s): %s\n", mutant_table[m].name, mutant_table[m].description,
                    m ? "accepted" : "rejected, but it is right");
@@ -153,9 +157,11 @@ static void overflow(attn_problem *p) { p->k_new_stride = (attn_stride){ INT64_M
 static void bad_problems(void **state) {
     (void)state;
     bad_problem(odd, "rotary_dim"), bad_problem(wide, "rotary_dim"), bad_problem(far_right, "rotary_first");
-    bad_problem(no_rows, "rotary_rows"), bad_problem(short_stride, "rotary_stride"), bad_problem(negative, "new_len");
-    bad_problem(packed_cache, "packed_kv"), bad_problem(bad_type, "new_dtype"), bad_problem(bad_flag, "write_q");
-    bad_problem(shared_rows, "k_stride"), bad_problem(shared_q, "q_out_stride"), bad_problem(reserved, "reserved_append");
+    bad_problem(no_rows, "rotary_rows"), bad_problem(short_stride, "rotary_stride");
+    bad_problem(negative, "new_len"), bad_problem(packed_cache, "packed_kv");
+    bad_problem(bad_type, "new_dtype"), bad_problem(bad_flag, "write_q");
+    bad_problem(shared_rows, "k_stride"), bad_problem(shared_q, "q_out_stride");
+    bad_problem(reserved, "reserved_append");
     bad_problem(overflow, "k_new_stride");
     /* one problem for both passes: what belongs to the other is not looked at */
     attn_problem p = good_problem();
@@ -170,7 +176,8 @@ static void bad_problems(void **state) {
 }
 
 typedef struct tensors {
-    float   k[2 * 20 * 32], v[2 * 20 * 32], k_new[2 * 3 * 32], v_new[2 * 3 * 32], q[2 * 3 * 64], cosine[80], sine[80];
+    float k[2 * 20 * 32], v[2 * 20 * 32], k_new[2 * 3 * 32], v_new[2 * 3 * 32], q[2 * 3 * 64], cosine[80],
+        sine[80];
     int32_t used[2], used_out[2], offsets[2], cu[3], table[20];
     attn_tensors t;
 } tensors;
@@ -180,7 +187,8 @@ static tensors *good_tensors(void) {
     memset(&x, 0, sizeof x);
     x.t = (attn_tensors)ATTN_TENSORS_INIT;
     x.t.k = x.k, x.t.v = x.v, x.t.k_new = x.k_new, x.t.v_new = x.v_new, x.t.q = x.t.q_out = x.q;
-    x.t.rotary_cos = x.cosine, x.t.rotary_sin = x.sine, x.t.seqused_kv = x.used, x.t.seqused_kv_out = x.used_out;
+    x.t.rotary_cos = x.cosine, x.t.rotary_sin = x.sine, x.t.seqused_kv = x.used,
+    x.t.seqused_kv_out = x.used_out;
     x.t.rotary_offsets = x.offsets, x.t.cu_seqlens_new = x.cu, x.t.block_table = x.table;
     x.used[0] = 17, x.cu[1] = 3, x.cu[2] = 6;
     return &x;
@@ -190,7 +198,8 @@ static void expect(const attn_problem *p, tensors *x, const char *names) {
     attn_plan *plan;
     assert_int_equal(attn_plan_create(&plan, p, NULL), ATTN_OK);
     const attn_status status = attn_run(plan, &x->t, NULL, NULL);
-    if (names && !strstr(attn_last_error(), names)) printf("\"%s\" doesn't name %s\n", attn_last_error(), names);
+    if (names && !strstr(attn_last_error(), names))
+        printf("\"%s\" doesn't name %s\n", attn_last_error(), names);
     if (!names && status) printf("%s\n", attn_last_error());
     assert_int_equal(status, names ? ATTN_INVALID : ATTN_OK);
     if (names) assert_non_null(strstr(attn_last_error(), names));
@@ -321,9 +330,9 @@ static void time_one(const char *name, attn_problem p) {
 static void speed_on_device(void **state) {
     (void)state;
     if (!on_cuda) skip();
-    attn_problem p = { .struct_size = sizeof p, .batch = 128, .q_heads = 32, .kv_heads = 8, .q_len = 1, .new_len = 1,
-                       .kv_len = 64, .qk_dim = 128, .rotary_dim = 128, .rotary_rows = 256, .write_q = 1,
-                       .page_size = 16, .block_table_cols = 4, .pages = 512 };
+    attn_problem p = { .struct_size = sizeof p, .batch = 128, .q_heads = 32, .kv_heads = 8, .q_len = 1,
+                       .new_len = 1, .kv_len = 64, .qk_dim = 128, .rotary_dim = 128, .rotary_rows = 256,
+                       .write_q = 1, .page_size = 16, .block_table_cols = 4, .pages = 512 };
     time_one("1 row of 128 sequences, 8 heads d128, rotary K and Q, pages of 16", p);
     p.batch = 1, p.q_len = p.new_len = p.kv_len = 4096, p.page_size = 64, p.block_table_cols = p.pages = 64;
     p.rotary_rows = 4352;
@@ -341,9 +350,9 @@ int main(void) {
     setvbuf(stdout, NULL, _IOLBF, 0);
     const char *pattern = getenv("ATTN_APPEND_TESTS");
     struct CMUnitTest tests[] = {
-        cmocka_unit_test(cases_are_many), cmocka_unit_test(kernels_are_right), cmocka_unit_test(mutants_are_rejected),
-        cmocka_unit_test(bad_problems), cmocka_unit_test(bad_runs), cmocka_unit_test(garbage_on_device),
-        cmocka_unit_test(speed_on_device),
+        cmocka_unit_test(cases_are_many), cmocka_unit_test(kernels_are_right),
+        cmocka_unit_test(mutants_are_rejected), cmocka_unit_test(bad_problems), cmocka_unit_test(bad_runs),
+        cmocka_unit_test(garbage_on_device), cmocka_unit_test(speed_on_device),
     };
     static const struct CMUnitTest left_out = cmocka_unit_test(not_asked_for);
     for (size_t n = 0; pattern && n < sizeof tests / sizeof *tests; n++)

@@ -1,5 +1,6 @@
-/* test_misuse.c — every field with every kind of bad value: the right status, a message that names the field, nothing
- * computed. The first tables are lists of fields crossed with bad values; the last are single mistakes. */
+/* test_misuse.c — every field with every kind of bad value: the right status, a message that names the field,
+ * nothing computed. The first tables are lists of fields crossed with bad values; the last are single
+ * mistakes. */
 #include "small_case.h"
 #include <setjmp.h>
 #include <stdarg.h>
@@ -29,7 +30,8 @@ static void expect_invalid(const attn_problem *bad, const char *field, const cha
     cases++;
     if (attn_plan_create(&plan, bad, NULL) != ATTN_INVALID) fail_msg("%s: accepted", what);
     assert_null(plan);
-    if (!strstr(attn_last_error(), field)) fail_msg("%s: \"%s\" doesn't name %s", what, attn_last_error(), field);
+    if (!strstr(attn_last_error(), field))
+        fail_msg("%s: \"%s\" doesn't name %s", what, attn_last_error(), field);
     assert_int_equal(attn_problem_resolve(&copy), ATTN_INVALID);
     assert_memory_equal(&copy, bad, sizeof copy);
     assert_true(attn_explain(bad, NULL, text, sizeof text) > 0);
@@ -61,9 +63,9 @@ static void bad_int32(const field_place *f, int32_t value) {
 static void sizes(void **state) {
     (void)state;
     static const field_place fields[] = {
-        FIELD(batch), FIELD(q_heads), FIELD(kv_heads), FIELD(q_len), FIELD(kv_len), FIELD(qk_dim), FIELD(v_dim),
-        FIELD(q_total), FIELD(kv_total), FIELD(kv_batch), FIELD(page_size), FIELD(pages), FIELD(block_table_cols),
-        FIELD(block_table_stride),
+        FIELD(batch), FIELD(q_heads), FIELD(kv_heads), FIELD(q_len), FIELD(kv_len), FIELD(qk_dim),
+        FIELD(v_dim), FIELD(q_total), FIELD(kv_total), FIELD(kv_batch), FIELD(page_size), FIELD(pages),
+        FIELD(block_table_cols), FIELD(block_table_stride),
     };
     static const int64_t values[] = { -1, INT64_MIN, INT64_MIN + 1, INT64_MAX, ((int64_t)1 << 40) + 1 };
     for (size_t i = 0; i < sizeof fields / sizeof *fields; i++)
@@ -81,9 +83,10 @@ static void strides(void **state) {
         STRIDE(q_stride, batch), STRIDE(q_stride, seq), STRIDE(q_stride, head), STRIDE(k_stride, batch),
         STRIDE(k_stride, seq), STRIDE(k_stride, head), STRIDE(v_stride, batch), STRIDE(v_stride, seq),
         STRIDE(v_stride, head), STRIDE(o_stride, batch), STRIDE(o_stride, seq), STRIDE(o_stride, head),
-        STRIDE(lse_stride, batch), STRIDE(lse_stride, seq), STRIDE(lse_stride, head), STRIDE(bias_stride, batch),
-        STRIDE(bias_stride, head), STRIDE(bias_stride, q), STRIDE(bias_stride, kv), STRIDE(mask_stride, batch),
-        STRIDE(mask_stride, head), STRIDE(mask_stride, q), STRIDE(mask_stride, kv),
+        STRIDE(lse_stride, batch), STRIDE(lse_stride, seq), STRIDE(lse_stride, head),
+        STRIDE(bias_stride, batch), STRIDE(bias_stride, head), STRIDE(bias_stride, q),
+        STRIDE(bias_stride, kv), STRIDE(mask_stride, batch), STRIDE(mask_stride, head),
+        STRIDE(mask_stride, q), STRIDE(mask_stride, kv),
     };
     static const int64_t values[] = { -1, INT64_MIN, INT64_MAX, INT64_MAX / 3 };
     for (size_t i = 0; i < sizeof fields / sizeof *fields; i++)
@@ -108,7 +111,8 @@ static void flags_and_enums(void **state) {
 
 static void floats(void **state) {
     (void)state;
-    static const float scales[] = { NAN, INFINITY, -INFINITY }, softcaps[] = { NAN, INFINITY, -INFINITY, -1, -1e-30f };
+    static const float scales[] = { NAN, INFINITY, -INFINITY },
+                       softcaps[] = { NAN, INFINITY, -INFINITY, -1, -1e-30f };
     for (size_t i = 0; i < sizeof scales / sizeof *scales; i++) {
         attn_problem p = base();
         p.scale = scales[i];
@@ -122,7 +126,8 @@ static void floats(void **state) {
 }
 
 /* One row: the statements that spoil the base problem. */
-#define MISTAKE(field, ...) do { attn_problem p = base(); __VA_ARGS__; expect_invalid(&p, field, #__VA_ARGS__); } while (0)
+#define MISTAKE(field, ...) \
+    do { attn_problem p = base(); __VA_ARGS__; expect_invalid(&p, field, #__VA_ARGS__); } while (0)
 
 static void contradictions(void **state) {
     (void)state;
@@ -155,7 +160,7 @@ static void contradictions(void **state) {
     MISTAKE("q_len * kv_len", p.q_len = p.kv_len = huge / 64);
     MISTAKE("o_stride", p.o_stride.head = 8; p.o_stride.seq = 32);                     /* batch 0 */
     MISTAKE("o_stride", p.o_stride.head = 8; p.o_stride.batch = 96);                   /* seq 0 */
-    MISTAKE("o_stride", p.o_stride = (attn_stride){ 96, 32, 7 });                      /* rows of 8 overlap by one */
+    MISTAKE("o_stride", p.o_stride = (attn_stride){ 96, 32, 7 });                      /* overlap by one */
     MISTAKE("o_stride", p.o_stride = (attn_stride){ 1, 1, 1 });
     MISTAKE("o_stride", p.o_stride = (attn_stride){ 95, 32, 8 });
     MISTAKE("o_stride", p.o_stride = (attn_stride){ 96, 31, 8 });
@@ -284,7 +289,8 @@ static void expect_run(full_case *f, attn_status expected, const char *field, co
     small_case_poison(&f->c);
     const attn_status status = attn_run(plan, &f->c.tensors, workspace, NULL);
     if (status != expected) fail_msg("%s: status %d (%s)", what, (int)status, attn_last_error());
-    if (status && !strstr(attn_last_error(), field)) fail_msg("%s: \"%s\" doesn't name %s", what, attn_last_error(), field);
+    if (status && !strstr(attn_last_error(), field))
+        fail_msg("%s: \"%s\" doesn't name %s", what, attn_last_error(), field);
     if (status) assert_true(small_case_untouched(&f->c));
     free(workspace);
     attn_plan_destroy(plan);
@@ -468,8 +474,8 @@ int main(void) {
         cmocka_unit_test(floats), cmocka_unit_test(contradictions), cmocka_unit_test(null_arguments),
         cmocka_unit_test(options), cmocka_unit_test(good_tensors), cmocka_unit_test(missing_tensors),
         cmocka_unit_test(misaligned_tensors), cmocka_unit_test(bad_outputs), cmocka_unit_test(bad_lengths),
-        cmocka_unit_test(unused_table_entries), cmocka_unit_test(bad_workspace), cmocka_unit_test(reserved_passes),
-        cmocka_unit_test(enough_cases),
+        cmocka_unit_test(unused_table_entries), cmocka_unit_test(bad_workspace),
+        cmocka_unit_test(reserved_passes), cmocka_unit_test(enough_cases),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

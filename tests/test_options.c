@@ -66,8 +66,8 @@ static void bad_values(void **state) {
     static const char *const lines[] = {
         "--unknown", "--sq", "--sq x", "--sq 1x", "--sq -1", "--sq 99999999999999999999", "--sq 1,2",
         "--sq 9999999999999m", "--count 0", "--count 10", "--softcap x", "--softcap nan", "--softcap inf",
-        "--window 1", "--window 1,", "--window 1,2,3", "--dtype f64", "--dtype", "--causal=2", "--file=", "-x",
-        "one two", "--kernel=",
+        "--window 1", "--window 1,", "--window 1,2,3", "--dtype f64", "--dtype", "--causal=2", "--file=",
+        "-x", "one two", "--kernel=",
     };
     cli_arguments *a;
     for (size_t i = 0; i < sizeof lines / sizeof *lines; i++) {

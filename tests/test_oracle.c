@@ -1,5 +1,6 @@
-/* test_oracle.c — who checks the oracle: another reading of the problem (the library's sequence.h) in another arithmetic
- * (long double, exp without subtracting a maximum) on random tiny cases; and every 16-bit number converted both ways. */
+/* test_oracle.c — who checks the oracle: another reading of the problem (the library's sequence.h) in another
+ * arithmetic (long double, exp without subtracting a maximum) on random tiny cases; and every 16-bit number
+ * converted both ways. */
 #include "data.h"
 #include "half.h"
 #include "sequence.h"
@@ -46,8 +47,8 @@ static void test_rounding(void **state) {
 
 typedef struct sums { long double l, o[1024]; } sums;
 
-static long double score(const attn_problem *p, const attn_tensors *t, const attn_sequence *s, int64_t h, int64_t i,
-                         int64_t j) {
+static long double score(const attn_problem *p, const attn_tensors *t, const attn_sequence *s, int64_t h,
+                         int64_t i, int64_t j) {
     const int64_t q = attn_q_offset(s, p->q_stride, i, h), kv_head = h / (p->q_heads / p->kv_heads);
     const int64_t k = attn_kv_offset(p, s, p->k_stride, j, kv_head);
     long double x = 0;
@@ -55,20 +56,22 @@ static long double score(const attn_problem *p, const attn_tensors *t, const att
         x += (long double)attn_load(t->q, p->dtype, q + d) * (long double)attn_load(t->k, p->dtype, k + d);
     x *= (long double)p->scale;
     if (p->softcap > 0) x = (long double)p->softcap * tanhl(x / (long double)p->softcap);
-    if (p->bias_dtype) x += (long double)attn_load(t->bias, p->bias_dtype, attn_score_offset(s, p->bias_stride, h, i, j));
+    if (p->bias_dtype)
+        x += (long double)attn_load(t->bias, p->bias_dtype, attn_score_offset(s, p->bias_stride, h, i, j));
     if (p->alibi) x -= (long double)attn_slope(p, t, s->b, h) * fabsl((long double)(i + s->shift - j));
     return x;
 }
 
-static int hidden(const attn_problem *p, const attn_tensors *t, const attn_sequence *s, int64_t h, int64_t i, int64_t j) {
+static int hidden(const attn_problem *p, const attn_tensors *t, const attn_sequence *s, int64_t h, int64_t i,
+                  int64_t j) {
     if (p->has_mask && !t->mask[attn_score_offset(s, p->mask_stride, h, i, j)]) return 1;
     return p->bias_dtype &&
            attn_load(t->bias, p->bias_dtype, attn_score_offset(s, p->bias_stride, h, i, j)) == -INFINITY;
 }
 
 /* exp of a score fits a long double while |score| < 11000; returns the keys seen. */
-static int64_t other_row(const attn_problem *p, const attn_tensors *t, const attn_sequence *s, int64_t h, int64_t i,
-                         sums *r) {
+static int64_t other_row(const attn_problem *p, const attn_tensors *t, const attn_sequence *s, int64_t h,
+                         int64_t i, sums *r) {
     const attn_range range = attn_visible(p, s, i);
     int64_t keys = 0;
     memset(r, 0, sizeof *r);
@@ -77,7 +80,8 @@ static int64_t other_row(const attn_problem *p, const attn_tensors *t, const att
         const long double weight = expl(score(p, t, s, h, i, j));
         const int64_t v = attn_kv_offset(p, s, p->v_stride, j, h / (p->q_heads / p->kv_heads));
         r->l += weight;
-        for (int64_t d = 0; d < p->v_dim; d++) r->o[d] += weight * (long double)attn_load(t->v, p->dtype, v + d);
+        for (int64_t d = 0; d < p->v_dim; d++)
+            r->o[d] += weight * (long double)attn_load(t->v, p->dtype, v + d);
         keys++;
     }
     return keys;
@@ -85,7 +89,8 @@ static int64_t other_row(const attn_problem *p, const attn_tensors *t, const att
 
 static double worst;               /* error in units of 2^-45 of what was summed */
 
-static int compare_row(const check_row *row, const sums *r, int64_t keys, const attn_problem *p, double sink) {
+static int compare_row(const check_row *row, const sums *r, int64_t keys, const attn_problem *p,
+                       double sink) {
     if (row->keys != keys) return 0;
     if (!keys) return row->lse == (double)-INFINITY && row->o[0] == 0;
     if (fabs(row->lse) > 11000) return 1;                  /* beyond the exponents of a long double */
@@ -123,8 +128,8 @@ static int64_t compare_case(const check_case *c) {
             const double sink = p->has_sinks ? (double)t.sinks[h] : (double)-INFINITY;
             if (!compare_row(&row, &r, keys, p, sink)) {
                 printf("case %llu b %lld h %lld i %lld: keys %lld and %lld, lse %.17g and %.17Lg\n",
-                       (unsigned long long)c->seed, (long long)b, (long long)h, (long long)i, (long long)row.keys,
-                       (long long)keys, row.lse, logl(r.l));
+                       (unsigned long long)c->seed, (long long)b, (long long)h, (long long)i,
+                       (long long)row.keys, (long long)keys, row.lse, logl(r.l));
                 fail();
             }
             rows++;
@@ -142,12 +147,13 @@ static void test_rows(void **state) {
     for (uint64_t seed = 1; cases < 200; seed++) {
         check_case c = check_random_case(seed * 7919);
         if (c.problem.q_len * c.problem.kv_len > 5000) continue;
-        if (c.fill == CHECK_FILL_nonfinite) c.fill = CHECK_FILL_gaussian;   /* exp without a maximum differs there */
+        /* exp without a maximum differs on non-finite numbers */
+        if (c.fill == CHECK_FILL_nonfinite) c.fill = CHECK_FILL_gaussian;
         cases++;
         rows += compare_case(&c);
     }
-    printf("oracle: %d cases, %lld rows, largest difference %.3g x 2^-45 of what was summed\n", cases, (long long)rows,
-           worst);
+    printf("oracle: %d cases, %lld rows, largest difference %.3g x 2^-45 of what was summed\n", cases,
+           (long long)rows, worst);
 }
 
 int main(void) {

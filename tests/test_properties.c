@@ -1,5 +1,6 @@
-/* test_properties.c — what must hold whatever the numbers are: partial results merge, pages and packing don't show, masks
- * that say the same give the same. For every CPU kernel that takes the problem; no oracle but its bound. */
+/* test_properties.c — what must hold whatever the numbers are: partial results merge, pages and packing don't
+ * show, masks that say the same give the same. For every CPU kernel that takes the problem; no oracle but its
+ * bound. */
 #include "world.h"
 #include <setjmp.h>
 #include <stdarg.h>
@@ -16,7 +17,8 @@ static const attn_dtype dtypes[] = { ATTN_F32, ATTN_F16, ATTN_BF16 };
 
 /* Sizes that reach both regimes: tiles of queries, and few queries over long keys. */
 static const struct { int64_t q_len, kv_len, dim, v_dim, group; } sizes[] = {
-    { 37, 70, 64, 64, 2 }, { 1, 300, 64, 64, 4 }, { 64, 64, 40, 24, 1 }, { 3, 200, 128, 128, 8 }, { 130, 150, 32, 32, 1 }
+    { 37, 70, 64, 64, 2 }, { 1, 300, 64, 64, 4 }, { 64, 64, 40, 24, 1 }, { 3, 200, 128, 128, 8 }, { 130, 150,
+      32, 32, 1 }
 };
 enum { SIZES = sizeof sizes / sizeof *sizes };
 
@@ -76,11 +78,16 @@ static void each_world(void (*test)(world *), int strict, int causal) {
 
 /* Reads w's row (b, j) of a [batch, kv_len, heads * dim] tensor into row `to` of another. */
 static void copy_row(void *to, int64_t to_row, const void *from, int64_t from_row, int64_t row_bytes) {
-    memcpy((unsigned char *)to + to_row * row_bytes, (const unsigned char *)from + from_row * row_bytes, (size_t)row_bytes);
+    memcpy((unsigned char *)to + to_row * row_bytes, (const unsigned char *)from + from_row * row_bytes,
+           (size_t)row_bytes);
 }
 
-static int64_t k_row_bytes(const attn_problem *p) { return p->kv_heads * p->qk_dim * check_element_size(p->dtype); }
-static int64_t v_row_bytes(const attn_problem *p) { return p->kv_heads * p->v_dim * check_element_size(p->dtype); }
+static int64_t k_row_bytes(const attn_problem *p) {
+    return p->kv_heads * p->qk_dim * check_element_size(p->dtype);
+}
+static int64_t v_row_bytes(const attn_problem *p) {
+    return p->kv_heads * p->v_dim * check_element_size(p->dtype);
+}
 
 /* K and V with row (b, j) taken from row (b, source[j]); kv_len may grow. */
 static world rearranged(const world *w, const int64_t *source, int64_t kv_len) {
@@ -289,7 +296,8 @@ static void paged(world *w) {
 
 /* The batch as one packed call against a call per sequence; lengths differ. */
 static void packed(world *w) {
-    const int64_t q_lens[] = { w->p.q_len, (w->p.q_len + 1) / 2 }, kv_lens[] = { w->p.kv_len, w->p.kv_len / 2 + 1 };
+    const int64_t q_lens[] = { w->p.q_len, (w->p.q_len + 1) / 2 },
+                  kv_lens[] = { w->p.kv_len, w->p.kv_len / 2 + 1 };
     const int32_t cu_q[] = { 0, (int32_t)q_lens[0], (int32_t)(q_lens[0] + q_lens[1]) };
     const int32_t cu_kv[] = { 0, (int32_t)kv_lens[0], (int32_t)(kv_lens[0] + kv_lens[1]) };
     world x = variant(w);                      /* its rows: the packed rows come first, the rest is unused */
@@ -315,7 +323,8 @@ static void packed(world *w) {
             one.t.k = (const unsigned char *)w->k + cu_kv[s] * k_row_bytes(&w->p);
             one.t.v = (const unsigned char *)w->v + cu_kv[s] * v_row_bytes(&w->p);
             ran = world_run(&one, kernels[k], NULL);
-            ok &= ran > 0 && !memcmp((unsigned char *)x.o + cu_q[s] * o_row, one.o, (size_t)(q_lens[s] * o_row));
+            ok &= ran > 0 &&
+                  !memcmp((unsigned char *)x.o + cu_q[s] * o_row, one.o, (size_t)(q_lens[s] * o_row));
             for (int64_t h = 0; ok && h < w->p.q_heads; h++)
                 ok &= !memcmp(x.lse + h * x.p.q_total + cu_q[s], one.lse + h * q_lens[s],
                               (size_t)q_lens[s] * sizeof(float));
@@ -333,7 +342,8 @@ static void repeated_heads(world *w) {
     p.kv_heads = p.q_heads;
     p.k_stride = p.v_stride = (attn_stride){ 0 };
     world x = world_create(p, 5);
-    const int64_t size = check_element_size(p.dtype), rows = p.batch * p.kv_len, group = p.q_heads / w->p.kv_heads;
+    const int64_t size = check_element_size(p.dtype), rows = p.batch * p.kv_len,
+                  group = p.q_heads / w->p.kv_heads;
     for (int64_t r = 0; r < rows; r++)
         for (int64_t h = 0; h < p.q_heads; h++) {
             copy_row(x.k, r * p.q_heads + h, w->k, r * w->p.kv_heads + h / group, p.qk_dim * size);
@@ -345,7 +355,8 @@ static void repeated_heads(world *w) {
 }
 
 static void batch_permutation(world *w) {
-    const size_t q = (size_t)(w->p.q_stride.batch * check_element_size(w->p.dtype)), o = w->o_bytes / 2, l = w->rows / 2;
+    const size_t q = (size_t)(w->p.q_stride.batch * check_element_size(w->p.dtype)), o = w->o_bytes / 2,
+                 l = w->rows / 2;
     unsigned char *turned = malloc(2 * q);
     int64_t source[512];
     for (int64_t j = 0; j < w->p.kv_len; j++) source[j] = j;
@@ -486,7 +497,8 @@ static void test_all(void **state) {
 int main(void) {
     attn_kernel_info info = { .struct_size = sizeof info };
     for (int i = 0; attn_kernel_describe(i, &info) == ATTN_OK && kernel_count < MAX_KERNELS; i++)
-        if (info.device == ATTN_CPU && info.pass == ATTN_FORWARD && !info.unavailable) kernels[kernel_count++] = info.name;
+        if (info.device == ATTN_CPU && info.pass == ATTN_FORWARD && !info.unavailable)
+            kernels[kernel_count++] = info.name;
     setvbuf(stdout, NULL, _IOLBF, 0);
     const struct CMUnitTest tests[] = { cmocka_unit_test(test_all) };
     return cmocka_run_group_tests_name("properties", tests, NULL, NULL);

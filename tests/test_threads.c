@@ -1,5 +1,5 @@
-/* test_threads.c — the pool: the same bits whatever runs beside, no deadlock, no thread left, nothing lost in a fork.
- * A watchdog ends the program if a test hangs. */
+/* test_threads.c — the pool: the same bits whatever runs beside, no deadlock, no thread left, nothing lost in
+ * a fork. A watchdog ends the program if a test hangs. */
 #include "small_case.h"
 #include <setjmp.h>
 #include <stdarg.h>
@@ -42,7 +42,8 @@ static int in_child;
 int __lsan_is_turned_off(void);
 int __lsan_is_turned_off(void) { return in_child; }
 
-static attn_plan *plan_with(const attn_problem *p, int threads, attn_parallel_for parallel_for, void *context) {
+static attn_plan *plan_with(const attn_problem *p, int threads, attn_parallel_for parallel_for,
+                            void *context) {
     attn_options options = ATTN_OPTIONS_INIT;
     options.threads = threads;
     options.parallel_for = parallel_for;
@@ -197,8 +198,8 @@ static void storm_on_shared_plans(void **state) {
 
 /* ---- fork ---- */
 
-/* In a child: a plan from the parent, then one of its own. Ends the process. (ThreadSanitizer takes a thread of the
- * child for one of the parent's that has the same id, and gives up: there the child stays alone.) */
+/* In a child: a plan from the parent, then one of its own. Ends the process. (ThreadSanitizer takes a thread
+ * of the child for one of the parent's that has the same id, and gives up: there the child stays alone.) */
 static void child_calls(const attn_plan *inherited, const attn_problem *p, small_case *c, uint64_t expected) {
     if (run_once(inherited, c) != expected) _exit(1);
     attn_options options = ATTN_OPTIONS_INIT;
@@ -289,7 +290,8 @@ static void copy_library(char *path, size_t size) {
     assert_non_null(from);
     assert_non_null(to);
     char buffer[65536];
-    for (size_t n; (n = fread(buffer, 1, sizeof buffer, from)) > 0;) assert_int_equal(fwrite(buffer, 1, n, to), n);
+    for (size_t n; (n = fread(buffer, 1, sizeof buffer, from)) > 0;)
+        assert_int_equal(fwrite(buffer, 1, n, to), n);
     (void)fclose(from);
     assert_int_equal(fclose(to), 0);
 }
@@ -341,7 +343,8 @@ static void loading_and_unloading_leaves_nothing(void **state) {
     for (int i = 0; i < rounds; i++) use_and_unload(path, &c);
     const long grown = resident_kib() - before;
     assert_int_equal(threads_of_process(), threads);
-    if (!UNDER_TSAN && !UNDER_ASAN && grown > 4096) fail_msg("%d loads grew the process by %ld KiB", rounds, grown);
+    if (!UNDER_TSAN && !UNDER_ASAN && grown > 4096)
+        fail_msg("%d loads grew the process by %ld KiB", rounds, grown);
     (void)unlink(path);
     small_case_destroy(&c);
 }
@@ -391,7 +394,8 @@ static void one_thread_starts_no_pool(void **state) {
 
 int main(void) {
     alarm(WATCHDOG_SECONDS);
-    pthread_t first;                 /* a sanitizer starts its own thread with the first one: not ours to count */
+    pthread_t first;                 /* a sanitizer starts its own thread with the first one: not ours to
+                                        count */
     if (!pthread_create(&first, NULL, end_at_once, NULL)) (void)pthread_join(first, NULL);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(one_thread_starts_no_pool),

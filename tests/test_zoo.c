@@ -1,6 +1,6 @@
-/* test_zoo.c — the checker is checked: it must reject every wrong kernel of mutants/mutants.def on the edge-shape grid and
- * pass the same kernel without a bug. Prints which case gave each mutant away. ATTN_CHECK_BACKEND=cuda: the tensors lie
- * on a GPU. */
+/* test_zoo.c — the checker is checked: it must reject every wrong kernel of mutants/mutants.def on the
+ * edge-shape grid and pass the same kernel without a bug. Prints which case gave each mutant away.
+ * ATTN_CHECK_BACKEND=cuda: the tensors lie on a GPU. */
 #include "mutants/on_device.h"
 #include <setjmp.h>
 #include <stdarg.h>
@@ -88,8 +88,9 @@ static void test_table(void **state) {
                k->caught ? k->reason : mutant_table[n].description);
     }
     const catch *right = &catches[MUTANT_none];
-    printf("%d mutants, %d rejected; the kernel without a bug: %lld cases, %s %s\n", MUTANTS - 1, MUTANTS - 1 - alive,
-           (long long)right->tried, right->caught ? "REJECTED:" : "all passed", right->reason);
+    printf("%d mutants, %d rejected; the kernel without a bug: %lld cases, %s %s\n", MUTANTS - 1,
+           MUTANTS - 1 - alive, (long long)right->tried, right->caught ? "REJECTED:" : "all passed",
+           right->reason);
     assert_false(right->caught);
     assert_int_equal(alive, 0);
 }

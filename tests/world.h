@@ -1,5 +1,5 @@
-/* world.h — a dense problem with its tensors in plain memory, for property tests: run it on a kernel, run it changed,
- * compare bits or compare within the bound of the float64 answer. */
+/* world.h — a dense problem with its tensors in plain memory, for property tests: run it on a kernel, run it
+ * changed, compare bits or compare within the bound of the float64 answer. */
 #ifndef TESTS_WORLD_H
 #define TESTS_WORLD_H
 #include "data.h"
@@ -17,7 +17,8 @@ typedef struct world {
 
 static void *filled(int64_t count, attn_dtype dtype, uint64_t seed) {
     void *x = calloc((size_t)count + 16, 4);
-    for (int64_t n = 0; x && n < count; n++) check_narrow(x, dtype, n, check_normal(check_mix(seed + (uint64_t)n)));
+    for (int64_t n = 0; x && n < count; n++)
+        check_narrow(x, dtype, n, check_normal(check_mix(seed + (uint64_t)n)));
     return x;
 }
 
@@ -125,7 +126,8 @@ static int within(const world *a, const world *b, double shift) {
     const size_t dims = (size_t)a->p.v_dim;
     for (size_t n = 0; n < a->rows * dims; n++)
         if (!(fabs(o_at(a, n) - o_at(b, n)) <= 2 * a->bound[n])) {
-            printf("    o[%zu]: %.9g and %.9g, apart by more than 2 x %.3g\n", n, o_at(a, n), o_at(b, n), a->bound[n]);
+            printf("    o[%zu]: %.9g and %.9g, apart by more than 2 x %.3g\n", n, o_at(a, n), o_at(b, n),
+                   a->bound[n]);
             return 0;
         }
     for (size_t n = 0; n < a->rows; n++) {
@@ -160,7 +162,8 @@ static part merged(const world *w, part a, part b) {
         const int any = top > (double)-INFINITY;
         const double wa = any ? exp(a.lse[r] - top) : 0, wb = any ? exp(b.lse[r] - top) : 0;
         x.lse[r] = top + log(wa + wb);
-        for (size_t d = r * dims; any && d < (r + 1) * dims; d++) x.o[d] = (wa * a.o[d] + wb * b.o[d]) / (wa + wb);
+        for (size_t d = r * dims; any && d < (r + 1) * dims; d++)
+            x.o[d] = (wa * a.o[d] + wb * b.o[d]) / (wa + wb);
     }
     return x;
 }

@@ -1,4 +1,5 @@
-/* append_kernel.h — a correct cache append, one element at a time, with a switch for every bug of append_mutants.def. */
+/* append_kernel.h — a correct cache append, one element at a time, with a switch for every bug of
+ * append_mutants.def. */
 #ifndef MUTANTS_APPEND_KERNEL_H
 #define MUTANTS_APPEND_KERNEL_H
 #include "check.h"
@@ -73,7 +74,8 @@ static void turn_row(const append_kernel *kernel, const attn_tensors *t, const m
         const float x = attn_load(m->from, p->new_dtype, m->from_at + a);
         const float y = attn_load(m->from, p->new_dtype, m->from_at + b);
         const float c = attn_load(t->rotary_cos, p->rotary_dtype, row + r);
-        const float s = attn_load(t->rotary_sin, p->rotary_dtype, row + r) * (BUG(sign_of_sine) ? -1.0f : 1.0f);
+        const float s =
+            attn_load(t->rotary_sin, p->rotary_dtype, row + r) * (BUG(sign_of_sine) ? -1.0f : 1.0f);
         put(kernel, m, a, cut(kernel, x * c) - cut(kernel, y * s));
         put(kernel, m, b, cut(kernel, x * s) + cut(kernel, y * c));
     }
@@ -98,8 +100,8 @@ static int64_t count_of(const attn_problem *p, const int32_t *cu, int64_t b, int
 }
 
 /* Element offset of a slot in the cache; -1 where even a mutant would leave it. */
-static int64_t slot_place(const append_kernel *kernel, const attn_tensors *t, attn_stride s, int64_t b, int64_t slot,
-                          int64_t first) {
+static int64_t slot_place(const append_kernel *kernel, const attn_tensors *t, attn_stride s, int64_t b,
+                          int64_t slot, int64_t first) {
     const attn_problem *p = &kernel->problem;
     if (slot < 0 || slot >= p->kv_len) return -1;
     if (!p->page_size) {
@@ -118,10 +120,11 @@ static int64_t slot_place(const append_kernel *kernel, const attn_tensors *t, at
     return page * s.batch + slot % p->page_size * s.seq;
 }
 
-/* One past the last element of the cache as it is. A wrong append that would write farther away writes here instead:
- * behind the tensor, where the checker looks, and not into memory that is somebody else's. */
+/* One past the last element of the cache as it is. A wrong append that would write farther away writes here
+ * instead: behind the tensor, where the checker looks, and not into memory that is somebody else's. */
 static int64_t cache_end(const attn_problem *p, attn_stride s, int64_t dim) {
-    const int64_t rows = p->page_size ? p->pages : p->kv_batch, slots = p->page_size ? p->page_size : p->kv_len;
+    const int64_t rows = p->page_size ? p->pages : p->kv_batch,
+                  slots = p->page_size ? p->page_size : p->kv_len;
     return (rows - 1) * s.batch + (slots - 1) * s.seq + (p->kv_heads - 1) * s.head + dim;
 }
 
@@ -145,11 +148,14 @@ static void append_sequence(const append_kernel *kernel, const attn_tensors *t, 
         const int64_t place = slot_place(kernel, t, s, b, slot + i, slot);
         int64_t position = BUG(position_of_row) ? i : old + i + BUG(position_late);
         if (p->rotary_dim && p->has_rotary_offsets && !BUG(offsets_ignored)) position += t->rotary_offsets[b];
-        if ((is_v && !(BUG(rotates_v) && p->rotary_first + p->rotary_dim <= dim)) || BUG(rotary_ignored)) position = -1;
+        if ((is_v && !(BUG(rotates_v) && p->rotary_first + p->rotary_dim <= dim)) || BUG(rotary_ignored))
+            position = -1;
         for (int64_t h = 0; place >= 0 && h < p->kv_heads; h++) {
             const int64_t to_at = place + h * s.head;
-            const move m = { .from = is_v ? t->v_new : t->k_new, .to = (void *)(uintptr_t)(is_v ? t->v : t->k),
-                             .from_at = batch * n.batch + row * n.seq + h * n.head, .to_at = to_at < end ? to_at : end,
+            const move m = { .from = is_v ? t->v_new : t->k_new,
+                             .to = (void *)(uintptr_t)(is_v ? t->v : t->k),
+                             .from_at = batch * n.batch + row * n.seq + h * n.head,
+                             .to_at = to_at < end ? to_at : end,
                              .dim = dim, .position = position };
             if (i >= rows) for (int64_t d = 0; d < dim; d++) attn_store(m.to, p->dtype, m.to_at + d, 0);
             else move_row(kernel, t, &m);
@@ -193,8 +199,8 @@ static attn_status mutant_run(check_candidate *c, const attn_tensors *t, void *w
     return ATTN_OK;
 }
 
-static attn_status mutant_prepare(check_candidate *c, const attn_problem *problem, const attn_options *options,
-                                  size_t *workspace, const char **refusal) {
+static attn_status mutant_prepare(check_candidate *c, const attn_problem *problem,
+                                  const attn_options *options, size_t *workspace, const char **refusal) {
     (void)options;
     ((append_kernel *)c->state)->problem = *problem;
     *workspace = 0;

@@ -1,5 +1,5 @@
-/* on_device.h — the mutants on a GPU's memory: everything is fetched, the mutant runs on the copies, everything is put
- * back, margins included. What is tested is the checker's way of handling device memory. */
+/* on_device.h — the mutants on a GPU's memory: everything is fetched, the mutant runs on the copies,
+ * everything is put back, margins included. What is tested is the checker's way of handling device memory. */
 #ifndef MUTANTS_ON_DEVICE_H
 #define MUTANTS_ON_DEVICE_H
 #include "data.h"
@@ -21,7 +21,8 @@ static void *moved(unsigned char *const copies[AREAS], const void *pointer) {
 
 static attn_tensors moved_tensors(unsigned char *const copies[AREAS], const attn_tensors *t) {
     attn_tensors h = *t;
-    h.q = moved(copies, t->q), h.k = moved(copies, t->k), h.v = moved(copies, t->v), h.o = moved(copies, t->o);
+    h.q = moved(copies, t->q), h.k = moved(copies, t->k), h.v = moved(copies, t->v),
+    h.o = moved(copies, t->o);
     h.lse = moved(copies, t->lse), h.bias = moved(copies, t->bias), h.mask = moved(copies, t->mask);
     h.alibi_slopes = moved(copies, t->alibi_slopes), h.sinks = moved(copies, t->sinks);
     h.cu_seqlens_q = moved(copies, t->cu_seqlens_q), h.cu_seqlens_kv = moved(copies, t->cu_seqlens_kv);
@@ -42,7 +43,8 @@ static attn_status run_on_device(check_candidate *c, const attn_tensors *t, void
         bad |= !copies[n] || m->download(m->context, copies[n], a->base, a->total);
     }
     const attn_tensors host = moved_tensors(copies, t);
-    const attn_status status = bad ? ATTN_DEVICE_ERROR : mutant_run(c, &host, moved(copies, workspace), stream);
+    const attn_status status =
+        bad ? ATTN_DEVICE_ERROR : mutant_run(c, &host, moved(copies, workspace), stream);
     for (int n = 0; n < AREAS; n++) {
         const area *a = &device_data->areas[n];
         if (copies[n]) bad |= m->upload(m->context, a->base, copies[n], a->total);

@@ -1,5 +1,6 @@
-/* row_kernel.h — a correct kernel, one query at a time over tiles of 16 keys, with a switch for every bug of mutants.def.
- * BUG(name) is true in the mutant of that name only; without one the kernel is right and must pass. */
+/* row_kernel.h — a correct kernel, one query at a time over tiles of 16 keys, with a switch for every bug of
+ * mutants.def. BUG(name) is true in the mutant of that name only; without one the kernel is right and must
+ * pass. */
 #ifndef MUTANTS_ROW_KERNEL_H
 #define MUTANTS_ROW_KERNEL_H
 #include "check.h"
@@ -74,11 +75,13 @@ static attn_range row_range(const row *r) {
     if (BUG(window_left_short) && p.window_left > 0) p.window_left--;
     if (BUG(window_right_long) && p.window_right >= 0) p.window_right++;
     attn_range range = attn_visible(&p, &s, r->i);
-    if (BUG(causal_off_by_one) && p.causal && range.high == r->i + s.shift + 1 && range.high > range.low) range.high--;
+    if (BUG(causal_off_by_one) && p.causal && range.high == r->i + s.shift + 1 && range.high > range.low)
+        range.high--;
     if (BUG(drop_last_key) && range.high > range.low) range.high--;
     if (BUG(drop_first_key) && range.high > range.low + 1) range.low++;
     if (BUG(extra_key) && range.high < s.kv_len && range.high > range.low) range.high++;
-    if (BUG(tile_tail_dropped) && range.high - range.low > TILE) range.high -= (range.high - range.low) % TILE;
+    if (BUG(tile_tail_dropped) && range.high - range.low > TILE)
+        range.high -= (range.high - range.low) % TILE;
     return range;
 }
 
@@ -86,7 +89,9 @@ static float bias_at(const row *r, int64_t j) {
     const row_kernel *kernel = r->kernel;
     const attn_problem *p = r->p;
     const int64_t i = BUG(bias_row_reused) ? 0 : r->i;
-    return p->bias_dtype ? attn_load(r->t->bias, p->bias_dtype, attn_score_offset(&r->s, p->bias_stride, r->h, i, j)) : 0;
+    return p->bias_dtype
+               ? attn_load(r->t->bias, p->bias_dtype, attn_score_offset(&r->s, p->bias_stride, r->h, i, j))
+               : 0;
 }
 
 static int is_masked(const row *r, int64_t j) {
@@ -116,7 +121,8 @@ static float row_score(const row *r, int64_t j) {
     const int64_t q = attn_q_offset(&r->s, p->q_stride, r->i, r->h), k = key_place(r, p->k_stride, j, 1);
     const int64_t dims = BUG(last_dim_dropped) && p->qk_dim > 1 ? p->qk_dim / 2 * 2 : p->qk_dim;
     float x = 0;
-    for (int64_t d = 0; d < dims; d++) x += attn_load(r->t->q, p->dtype, q + d) * attn_load(r->t->k, p->dtype, k + d);
+    for (int64_t d = 0; d < dims; d++)
+        x += attn_load(r->t->q, p->dtype, q + d) * attn_load(r->t->k, p->dtype, k + d);
     x *= row_scale(kernel, p);
     if (BUG(softcap_after_bias)) x += bias_at(r, j);
     if (p->softcap > 0) x = (BUG(softcap_missing_factor) ? 1 : p->softcap) * tanhf(x / p->softcap);
@@ -124,7 +130,9 @@ static float row_score(const row *r, int64_t j) {
     if (p->alibi) {
         const float distance = (float)(r->i + r->s.shift - j);
         const float slope = attn_slope(p, r->t, BUG(alibi_batch_ignored) ? 0 : r->s.b, r->h);
-        x -= slope * (BUG(alibi_sign) ? -fabsf(distance) : BUG(alibi_signed_distance) ? -distance : fabsf(distance));
+        x -= slope * (BUG(alibi_sign)              ? -fabsf(distance)
+                      : BUG(alibi_signed_distance) ? -distance
+                                                   : fabsf(distance));
     }
     return x;
 }
@@ -211,7 +219,8 @@ static void store_o(const row *r) {
         if (BUG(nan_output)) x = NAN;
         if (BUG(nan_swallowed) && isnan(x)) x = 0;
         if (BUG(not_repeatable)) x *= 1 + 0x1p-23f * (float)(kernel->calls % 2);
-        if (BUG(rounds_down) && p->o_dtype == ATTN_BF16) x = attn_bits_to_f32(attn_f32_to_bits(x) & 0xffff0000u);
+        if (BUG(rounds_down) && p->o_dtype == ATTN_BF16)
+            x = attn_bits_to_f32(attn_f32_to_bits(x) & 0xffff0000u);
         attn_store(r->t->o, p->o_dtype, o + d, x);
     }
 }
@@ -231,8 +240,8 @@ static void run_row(row *r) {
 
 /* ---- the candidate ---- */
 
-static attn_status mutant_prepare(check_candidate *c, const attn_problem *problem, const attn_options *options,
-                                  size_t *workspace, const char **refusal) {
+static attn_status mutant_prepare(check_candidate *c, const attn_problem *problem,
+                                  const attn_options *options, size_t *workspace, const char **refusal) {
     row_kernel *kernel = c->state;
     (void)options;
     kernel->problem = *problem;
@@ -249,7 +258,8 @@ static void scale_q(const attn_problem *p, const attn_tensors *t, const row *r) 
         attn_store(words, p->dtype, q + d, attn_load(words, p->dtype, q + d) * p->scale);
 }
 
-static attn_status mutant_run(check_candidate *c, const attn_tensors *tensors, void *workspace, void *stream) {
+static attn_status mutant_run(check_candidate *c, const attn_tensors *tensors, void *workspace,
+                              void *stream) {
     row_kernel *kernel = c->state;
     const attn_problem *p = &kernel->problem;
     attn_tensors t = *tensors;
@@ -275,7 +285,8 @@ static attn_status mutant_run(check_candidate *c, const attn_tensors *tensors, v
 static void mutant_finish(check_candidate *c) { (void)c; }
 
 static check_candidate mutant_candidate(row_kernel *kernel) {
-    return (check_candidate){ mutant_table[kernel->bug].name, mutant_prepare, mutant_run, mutant_finish, kernel };
+    return (check_candidate){ mutant_table[kernel->bug].name, mutant_prepare, mutant_run, mutant_finish,
+                              kernel };
 }
 #undef BUG
 #endif

@@ -5,4 +5,6 @@ static attn_status run(const attn_problem *p, const attn_tensors *t, void *w, vo
     (void)p, (void)t, (void)w, (void)s;
     return ATTN_OK;
 }
-const attn_plugin attn_plugin_kernel = { sizeof(attn_plugin), ATTN_CPU, "refuses", "refuses", refuse, 0, run, 0 };
+const attn_plugin attn_plugin_kernel = {
+    sizeof(attn_plugin), ATTN_CPU, "refuses", "refuses", refuse, 0, run, 0
+};
