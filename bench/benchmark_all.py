@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
-"""benchmark_all.py — everything this machine can measure, into one folder: the CPU suites with their HTML report, the
-Python call overhead, and PyTorch beside us where torch is installed; on a GPU also its suites and peers.
+"""benchmark_all.py — everything this machine can measure, into one folder: the CPU suites with their HTML
+report, the Python call overhead, and PyTorch beside us where torch is installed; on a GPU also its suites and
+peers.
 
     python3 bench/benchmark_all.py [--build build] [--out report] [--quick]
-Each part is a program of its own that also runs alone; a part that fails or is missing is a line, not the end.
+Each part is a program of its own that also runs alone; a part that fails or is missing is a line, not the
+end.
 """
 import argparse
 import importlib.util
@@ -22,17 +24,20 @@ def parts(build, out, quick):
     yield "CPU suites", [attn, "bench", "--suite", "prefill,decode", "--html", out / "report.html", "--json",
                          out / "cpu.json", *fast], None
     yield "speed table", [attn, "bench", "--suite", "table", *fast], None
-    yield "the course's ladder", [attn, "bench", "--b", "1", "--hq", "1", "--sq", "2048", "--d", "64", "--threads", "1",
+    yield "the course's ladder", [attn, "bench", "--b", "1", "--hq", "1", "--sq", "2048", "--d", "64",
+                                  "--threads", "1",
                                   "--kernel", ",".join(str(ROOT / "learn/flash_attention" / f) for f in
-                                                       ("naive.c", "online_softmax.c", "flash_v1.c", "flash_v2.c"))
+                                                       ("naive.c", "online_softmax.c", "flash_v1.c",
+                                                        "flash_v2.c"))
                                   + ",flash_*", *fast], None
     yield "Python call overhead", [sys.executable, ROOT / "bench/python_overhead.py"], "numpy"
     yield "PyTorch on this CPU", [sys.executable, ROOT / "bench/peers_torch.py", "--cpu", "--rounds",
                                   "2" if quick else "5"], "torch"
     if shutil.which("nvidia-smi"):
-        yield "GPU suites", [attn, "bench", "--backend", "cuda", "--suite", "prefill", "--json", out / "gpu.json"], None
-        yield "PyTorch on this GPU", [sys.executable, ROOT / "bench/peers_torch.py", "--library", build / "libattn.so",
-                                      "--json", out / "peers.json"], "torch"
+        yield "GPU suites", [attn, "bench", "--backend", "cuda", "--suite", "prefill", "--json",
+                             out / "gpu.json"], None
+        yield "PyTorch on this GPU", [sys.executable, ROOT / "bench/peers_torch.py", "--library",
+                                      build / "libattn.so", "--json", out / "peers.json"], "torch"
 
 
 def main():
@@ -43,7 +48,8 @@ def main():
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     if not (arguments.build / "attn").exists():
-        sys.exit(f"{arguments.build}/attn is missing: cmake -S . -B {arguments.build} && cmake --build {arguments.build}")
+        sys.exit(f"{arguments.build}/attn is missing: cmake -S . -B {arguments.build} && cmake --build "
+                 f"{arguments.build}")
     failed = []
     for name, command, needs in parts(arguments.build.resolve(), arguments.out.resolve(), arguments.quick):
         if needs and importlib.util.find_spec(needs) is None:
@@ -52,7 +58,8 @@ def main():
         print(f"== {name}", flush=True)
         started = time.time()
         code = subprocess.run([str(word) for word in command]).returncode
-        print(f"-- {name}: {'done' if code == 0 else f'exit code {code}'} after {time.time() - started:.0f} s", flush=True)
+        outcome = "done" if code == 0 else f"exit code {code}"
+        print(f"-- {name}: {outcome} after {time.time() - started:.0f} s", flush=True)
         failed += [name] * (code != 0)
     print(f"\nresults in {arguments.out}" + (f"; failed: {', '.join(failed)}" if failed else ""))
     sys.exit(bool(failed))

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# gpu_check.sh — everything that needs a GPU, from a built tree, in at most 8 minutes: the checker on all CUDA kernels,
-# repeats, graphs, bad input, compute-sanitizer, and the benchmark beside PyTorch. One results file.
+# gpu_check.sh — everything that needs a GPU, from a built tree, in at most 8 minutes: the checker on all CUDA
+# kernels, repeats, graphs, bad input, compute-sanitizer, and the benchmark beside PyTorch. One results file.
 #
 #     bench/gpu_check.sh [-b BUILD] [-o RESULTS] [-c COMMIT] [SECTION...]
 #
-# Sections: info check append python zoo device input sanitizer bench decode mla f32 peers; all if none is named. Exit code 1:
-# something failed.
+# Sections: info check append python zoo device input sanitizer bench decode mla f32 peers; all if none is
+# named. Exit code 1: something failed.
 # Needs no compiler and no network; python3 with PyTorch only for peers and (with pytest, hypothesis) python,
 # compute-sanitizer only for append and sanitizer (a missing tool counts as skipped, and the file says so).
 set -u
@@ -22,7 +22,8 @@ done
 shift $((OPTIND - 1))
 [ $# -gt 0 ] || set -- info check append python zoo device input sanitizer bench decode mla f32 peers
 build=$(cd "$build" && pwd) || exit 2
-[ -n "$commit" ] || commit=$(git -C "$root" rev-parse --short HEAD 2>/dev/null || cat "$root/commit" 2>/dev/null || echo unknown)
+[ -n "$commit" ] || commit=$(git -C "$root" rev-parse --short HEAD 2>/dev/null ||
+    cat "$root/commit" 2>/dev/null || echo unknown)
 [ -n "$results" ] || results=$build/gpu-check.txt
 mkdir -p "$(dirname "$results")" && : >"$results" || exit 2
 export LD_LIBRARY_PATH=$build${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH} ATTN_CHECK_BACKEND=cuda NO_COLOR=1
@@ -30,7 +31,8 @@ failed='' skipped=''
 
 say() { printf '%s\n' "$*" | tee -a "$results"; }
 
-# step NAME SECONDS COMMAND...: bounded; its output goes to the file, the end of it to the terminal if it fails.
+# step NAME SECONDS COMMAND...: bounded; its output goes to the file, the end of it to the terminal if it
+# fails.
 step() {
     local log
     log=$(mktemp)
@@ -51,7 +53,8 @@ report() {
     local log=$1 name=$2 limit=$3 rc seconds
     shift 3
     read -r rc seconds <"$log.rc" || rc=1 seconds=0
-    { printf '\n== %s: %s\n' "$name" "$*"; cat "$log"; } | sed "s|$root/||g;s|$build|build|g;s|$(dirname "$results")/||g;s|/tmp/tmp[^ /]*/||g" >>"$results"
+    { printf '\n== %s: %s\n' "$name" "$*"; cat "$log"; } |
+        sed "s|$root/||g;s|$build|build|g;s|$(dirname "$results")/||g;s|/tmp/tmp[^ /]*/||g" >>"$results"
     if [ "$rc" -eq 0 ]; then
         say "-- $name: ok, $seconds s"
     else
@@ -63,8 +66,8 @@ report() {
     rm -f "$log" "$log.rc"
 }
 
-# beside NAME SECONDS COMMAND...: queue a step that measures no time; `together` runs all that are queued at once and
-# reports them in order. The checkers wait for float64 on the CPU most of the time.
+# beside NAME SECONDS COMMAND...: queue a step that measures no time; `together` runs all that are queued at
+# once and reports them in order. The checkers wait for float64 on the CPU most of the time.
 queue=() logs=()
 beside() {
     local log
@@ -82,17 +85,19 @@ together() {
 
 skip() { say "-- $1: skipped, $2"; skipped="$skipped $1"; }
 
-# compute-sanitizer's four tools on few small cases: all kernels, grid and random. racecheck does not model the
-# asynchronous copies of sm_90 fully: its silence is weak evidence there, a report is strong.
+# compute-sanitizer's four tools on few small cases: all kernels, grid and random. racecheck does not model
+# the asynchronous copies of sm_90 fully: its silence is weak evidence there, a report is strong.
 sanitizer() {
     local tool cases kernel
-    command -v compute-sanitizer >/dev/null || { skip sanitizer "compute-sanitizer is not installed"; return; }
+    command -v compute-sanitizer >/dev/null ||
+        { skip sanitizer "compute-sanitizer is not installed"; return; }
     for tool in memcheck initcheck racecheck synccheck; do
         cases=0.12
         [ $tool != racecheck ] || cases=0.06
         for kernel in $kernels; do
             beside "sanitizer-$tool-$kernel" 100 env ATTN_CHECK_CASES=$cases ATTN_CHECK_KERNEL=$kernel \
-                compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 5 "$build/tests/test_kernels"
+                compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 5 \
+                "$build/tests/test_kernels"
         done
     done
     together
@@ -101,7 +106,8 @@ sanitizer() {
 # Real input on both backends: O and LSE agree.
 real_input() {
     local input=$root/demo/minilm.safetensors work
-    command -v python3 >/dev/null && python3 -c 'import numpy' 2>/dev/null || { skip input "no NumPy"; return; }
+    command -v python3 >/dev/null && python3 -c 'import numpy' 2>/dev/null ||
+        { skip input "no NumPy"; return; }
     work=$(mktemp -d)
     cat >"$work/compare.py" <<'END'
 import json, sys
@@ -111,8 +117,8 @@ def read(path):
     size = int.from_bytes(data[:8], "little")
     table = json.loads(data[8:8 + size])
     table.pop("__metadata__", None)
-    return {name: np.frombuffer(data[8 + size:], np.float32)[t["data_offsets"][0] // 4:t["data_offsets"][1] // 4]
-            for name, t in table.items()}
+    floats = np.frombuffer(data[8 + size:], np.float32)
+    return {name: floats[slice(*(at // 4 for at in t["data_offsets"]))] for name, t in table.items()}
 a, b = read(sys.argv[1]), read(sys.argv[2])
 with np.errstate(invalid="ignore"):      # -inf on both sides is equal
     worst = float(np.max([np.max(np.where(a[n] == b[n], 0, np.abs(a[n] - b[n]))) for n in a]))
@@ -120,7 +126,8 @@ print(f"{len(a)} tensors, largest difference {worst:.2e}")
 sys.exit(0 if a.keys() == b.keys() and len(a) and worst <= 2e-2 else 1)     # P in bf16
 END
     beside input-cpu 30 "$build/attn" run --in "$input" --o-dtype f32 --out "$work/cpu.safetensors"
-    beside input-cuda 30 "$build/attn" run --in "$input" --o-dtype f32 --out "$work/cuda.safetensors" --backend cuda
+    beside input-cuda 30 "$build/attn" run --in "$input" --o-dtype f32 --out "$work/cuda.safetensors" \
+        --backend cuda
     together
     step input-compare 30 python3 "$work/compare.py" "$work/cpu.safetensors" "$work/cuda.safetensors"
     rm -rf "$work"
@@ -130,8 +137,8 @@ END
 bench_bf16() {
     local d
     for d in 64 128 256; do
-        step "bench-d$d" 60 "$build/attn" bench --backend cuda --dtype bf16 --b 8 --hq $((2048 / d)) --sq 2k --d $d \
-            --causal=0,1 --samples 5 --sample-ms 20 --budget 4
+        step "bench-d$d" 60 "$build/attn" bench --backend cuda --dtype bf16 --b 8 --hq $((2048 / d)) --sq 2k \
+            --d $d --causal=0,1 --samples 5 --sample-ms 20 --budget 4
     done
 }
 
@@ -141,9 +148,10 @@ suite() {
 }
 
 peers() {
-    command -v python3 >/dev/null && python3 -c 'import torch' 2>/dev/null || { skip peers "no PyTorch"; return; }
-    step peers 200 python3 "$root/bench/peers_torch.py" --library "$build/libattn.so" --kernels all --commit "$commit" \
-        --json "${results%.txt}.json"
+    command -v python3 >/dev/null && python3 -c 'import torch' 2>/dev/null ||
+        { skip peers "no PyTorch"; return; }
+    step peers 200 python3 "$root/bench/peers_torch.py" --library "$build/libattn.so" --kernels all \
+        --commit "$commit" --json "${results%.txt}.json"
 }
 
 # The CUDA kernels of the forward pass, as the command lists them.
@@ -152,14 +160,16 @@ cuda_kernels() { "$build/attn" info | awk '$2 == "cuda" && $1 !~ /append|merge/ 
 # The cache append: all cases, garbage in lengths and tables, bandwidth; and under compute-sanitizer.
 append() {
     beside append 60 env ATTN_APPEND_TESTS='[!s]*' "$build/tests/test_kv_append"
-    command -v compute-sanitizer >/dev/null || { skip append-memcheck "compute-sanitizer is not installed"; return; }
-    beside append-memcheck 90 env ATTN_APPEND_TESTS='[!s]*' compute-sanitizer --tool memcheck --error-exitcode 9 \
-        --print-limit 5 "$build/tests/test_kv_append"
+    command -v compute-sanitizer >/dev/null ||
+        { skip append-memcheck "compute-sanitizer is not installed"; return; }
+    beside append-memcheck 90 env ATTN_APPEND_TESTS='[!s]*' compute-sanitizer --tool memcheck \
+        --error-exitcode 9 --print-limit 5 "$build/tests/test_kv_append"
 }
 
 # The Python package on CUDA tensors, from the source tree and this build's library; and what a call costs.
 has_python() {
-    command -v python3 >/dev/null && python3 -c 'import torch, pytest, hypothesis, ml_dtypes' 2>/dev/null && return
+    command -v python3 >/dev/null && python3 -c 'import torch, pytest, hypothesis, ml_dtypes' 2>/dev/null &&
+        return
     skip "$1" "python3 lacks torch, pytest, hypothesis or ml_dtypes"
     return 1
 }
@@ -177,7 +187,8 @@ check_section() {
     info) step info 30 "$build/attn" info ;;
     check)
         for kernel in $kernels; do
-            beside "check-$kernel" 150 env ATTN_CHECK_CASES=2 ATTN_CHECK_KERNEL=$kernel "$build/tests/test_kernels"
+            beside "check-$kernel" 150 env ATTN_CHECK_CASES=2 ATTN_CHECK_KERNEL=$kernel \
+                "$build/tests/test_kernels"
         done
         ;;
     append) append ;;
@@ -200,13 +211,14 @@ timed_section() {
     sanitizer) sanitizer ;;
     python)
         has_python python-overhead &&
-            step python-overhead 40 env ATTN_LIBRARY="$build/libattn.so" python3 "$root/bench/python_overhead.py" --cuda
+            step python-overhead 40 env ATTN_LIBRARY="$build/libattn.so" \
+                python3 "$root/bench/python_overhead.py" --cuda
         ;;
     bench) bench_bf16 ;;
     decode) suite decode ;;
     mla) suite mla ;;
-    f32) step bench-f32 60 "$build/attn" bench --backend cuda --dtype f32 --b 2 --hq 16 --sq 8k --d 128 --samples 5 \
-             --sample-ms 20 --budget 8 ;;
+    f32) step bench-f32 60 "$build/attn" bench --backend cuda --dtype f32 --b 2 --hq 16 --sq 8k --d 128 \
+             --samples 5 --sample-ms 20 --budget 8 ;;
     peers) peers ;;
     *) say "no section \"$1\""; failed="$failed $1" ;;
     esac

@@ -27,7 +27,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 def structs():
-    """attn/_library.py of the Python package: the structs of attn.h. Importing it loads a library, see load."""
+    """attn/_library.py of the Python package: the structs of attn.h. Importing it loads a library, see
+    load."""
     if str(ROOT / "python") not in sys.path:
         sys.path.insert(0, str(ROOT / "python"))
     from attn import _library

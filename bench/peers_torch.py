@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""peers_torch.py — attn beside PyTorch's attention in one process: cuDNN and FlashAttention back ends of SDPA, our
-kernels through ctypes, in alternating rounds on the same tensors, after a check of every result. Prints TFLOP/s and
-ratios; --json FILE keeps all numbers.
+"""peers_torch.py — attn beside PyTorch's attention in one process: cuDNN and FlashAttention back ends of
+SDPA, our kernels through ctypes, in alternating rounds on the same tensors, after a check of every result.
+Prints TFLOP/s and ratios; --json FILE keeps all numbers.
 
-    python3 bench/peers_torch.py --library build/libattn.so [--kernels auto,flash_fwd_sm80] [--lengths 2k,8k,16k]
+    python3 bench/peers_torch.py --library build/libattn.so [--kernels auto,flash_fwd_sm80] [--lengths 2k,8k]
     python3 bench/peers_torch.py --cpu [--threads N]         on the CPU: peers_torch_cpu.py
 """
 import argparse
@@ -24,7 +24,8 @@ if "--cpu" in sys.argv:
 def arguments():
     a = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     a.add_argument("--library", default=str(ROOT / "build" / "libattn.so"))
-    a.add_argument("--kernels", default="auto", help="ours, by name; auto = the planner's choice; all = every one")
+    a.add_argument("--kernels", default="auto", help="ours, by name; auto = the planner's choice; all = "
+                                                     "every one")
     a.add_argument("--lengths", default="2k,8k,16k")
     a.add_argument("--dims", default="64,128,256")
     a.add_argument("--causal", default="0,1")
@@ -46,7 +47,8 @@ import torch.nn.functional as F  # noqa: E402
 from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
 from attn import _library as L  # noqa: E402
 
-DTYPES = {"bf16": (torch.bfloat16, L.BF16, 2e-2), "f16": (torch.float16, L.F16, 4e-3), "f32": (torch.float32, L.F32, 1e-5)}
+DTYPES = {"bf16": (torch.bfloat16, L.BF16, 2e-2), "f16": (torch.float16, L.F16, 4e-3),
+          "f32": (torch.float32, L.F32, 1e-5)}
 BACKENDS = {"torch flash": SDPBackend.FLASH_ATTENTION, "torch cudnn": SDPBackend.CUDNN_ATTENTION}
 
 
@@ -54,28 +56,29 @@ def number(text):
     return int(text[:-1]) * 1024 if text.endswith("k") else int(text)
 
 
-# ---- contenders: a name and a function that queues one run and leaves its result in `o` --------------------------
+# ---- contenders: a name and a function that queues one run and leaves its result in `o` --------------------
 
 class Ours:
     """A plan on torch's memory and torch's current stream: attn_run and nothing else."""
 
     def __init__(self, kernel, q, k, v, causal):
         b, s, h, d = q.shape
-        p = L.Problem(struct_size=ctypes.sizeof(L.Problem), device=L.CUDA, dtype=DTYPES[ARGS.dtype][1], batch=b, q_heads=h,
-                      q_len=s, qk_dim=d, causal=causal)
+        p = L.Problem(struct_size=ctypes.sizeof(L.Problem), device=L.CUDA, dtype=DTYPES[ARGS.dtype][1],
+                      batch=b, q_heads=h, q_len=s, qk_dim=d, causal=causal)
         self.plan = L.Plan(p, kernel=None if kernel == "auto" else kernel)
         self.name = self.plan.kernel
         self.o = torch.full_like(q, float("nan"))
         self.lse = torch.full((b, h, s), float("nan"), dtype=torch.float32, device=q.device)
         self.work = torch.empty(max(self.plan.workspace, 1), dtype=torch.uint8, device=q.device)
         self.keep = (q, k, v)
-        self.tensors = L.Tensors(struct_size=ctypes.sizeof(L.Tensors), q=q.data_ptr(), k=k.data_ptr(), v=v.data_ptr(),
-                                 o=self.o.data_ptr(), lse=self.lse.data_ptr())
+        self.tensors = L.Tensors(struct_size=ctypes.sizeof(L.Tensors), q=q.data_ptr(), k=k.data_ptr(),
+                                 v=v.data_ptr(), o=self.o.data_ptr(), lse=self.lse.data_ptr())
         self.reference = ctypes.byref(self.tensors)
         self.workspace = self.work.data_ptr() if self.plan.workspace else None
 
     def run(self):
-        L.check(L.run(self.plan.handle, self.reference, self.workspace, torch.cuda.current_stream().cuda_stream))
+        L.check(L.run(self.plan.handle, self.reference, self.workspace,
+                      torch.cuda.current_stream().cuda_stream))
 
 
 class Torch:
@@ -86,7 +89,8 @@ class Torch:
 
     def run(self):
         with sdpa_kernel(self.backend):
-            self.o = F.scaled_dot_product_attention(self.q, self.k, self.v, is_causal=self.causal).transpose(1, 2)
+            o = F.scaled_dot_product_attention(self.q, self.k, self.v, is_causal=self.causal)
+        self.o = o.transpose(1, 2)
 
 
 def our_kernels():
@@ -125,7 +129,7 @@ def contenders(q, k, v, causal):
     return found
 
 
-# ---- check -------------------------------------------------------------------------------------------------------
+# ---- check -------------------------------------------------------------------------------------------------
 
 def expected_rows(q, k, v, causal, b, h, rows):
     """float64 answer of some query rows of one head."""
@@ -141,7 +145,8 @@ def error_of(c, q, k, v, causal):
     c.run()
     torch.cuda.synchronize()
     b, s, h, _ = q.shape
-    rows = torch.cat([torch.arange(0, 64), torch.arange(s // 2 - 32, s // 2 + 32), torch.arange(s - 64, s)]).to(q.device)
+    rows = torch.cat([torch.arange(0, 64), torch.arange(s // 2 - 32, s // 2 + 32),
+                      torch.arange(s - 64, s)]).to(q.device)
     worst = 0.0
     for at in ((0, 0), (b - 1, h - 1)):
         want = expected_rows(q, k, v, causal, *at, rows)
@@ -153,7 +158,7 @@ def error_of(c, q, k, v, causal):
     return worst
 
 
-# ---- time --------------------------------------------------------------------------------------------------------
+# ---- time --------------------------------------------------------------------------------------------------
 
 def sample(c, iterations):
     start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -181,9 +186,10 @@ def measure(list_of):
 def main():
     torch.manual_seed(1)
     props = torch.cuda.get_device_properties(0)
-    print(f"{props.name}, {props.multi_processor_count} SMs, torch {torch.__version__}, CUDA {torch.version.cuda}, "
-          f"cuDNN {torch.backends.cudnn.version()}, attn {L.version_string().decode()} ({L.build_info().decode()}), "
-          f"commit {ARGS.commit}, {datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d %H:%M} UTC")
+    print(f"{props.name}, {props.multi_processor_count} SMs, torch {torch.__version__}, CUDA "
+          f"{torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}, attn {L.version_string().decode()} "
+          f"({L.build_info().decode()}), commit {ARGS.commit}, "
+          f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d %H:%M} UTC")
     dtype, _, tolerance = DTYPES[ARGS.dtype]
     results, wrong, ratios = [], 0, {}
     for dim in map(int, ARGS.dims.split(",")):
@@ -202,7 +208,8 @@ def main():
                 for c, error, t, ms in zip(those, errors, times, medians):
                     ok = error <= tolerance
                     wrong += not ok
-                    versus = {name: statistics.median(y / x for x, y in zip(t, other)) for name, other in peers.items()}
+                    versus = {name: statistics.median(y / x for x, y in zip(t, other))
+                              for name, other in peers.items()}
                     if isinstance(c, Ours):
                         for name, ratio in versus.items():
                             ratios.setdefault((c.name, name), []).append(ratio)
@@ -210,16 +217,17 @@ def main():
                           f"  [{flops / max(t) * 1e-9:.1f} .. {flops / min(t) * 1e-9:.1f}]  error {error:.1e}"
                           f"{'' if ok else ' WRONG'}  "
                           + "  ".join(f"{r:.3f}x {n}" for n, r in versus.items() if n != c.name), flush=True)
-                    results.append(dict(dim=dim, causal=causal, length=length, batch=batch, heads=heads, kernel=c.name,
-                                        ms=ms, low=min(t), high=max(t), tflops=flops / ms * 1e-9, error=error, ok=ok,
-                                        versus=versus))
+                    results.append(dict(dim=dim, causal=causal, length=length, batch=batch, heads=heads,
+                                        kernel=c.name, ms=ms, low=min(t), high=max(t),
+                                        tflops=flops / ms * 1e-9, error=error, ok=ok, versus=versus))
                 del those, q, k, v
     print("\ngeometric means of the ratios (1 = as fast; larger = ours is faster):")
     for (ours, peer), r in ratios.items():
         mean = math.exp(statistics.fmean(map(math.log, r)))
         print(f"    {ours:20s} / {peer:12s} {mean:.3f}x   least {min(r):.3f}x   {len(r)} shapes")
     if ARGS.json:
-        pathlib.Path(ARGS.json).write_text(json.dumps(dict(device=props.name, commit=ARGS.commit, torch=torch.__version__,
+        pathlib.Path(ARGS.json).write_text(json.dumps(dict(device=props.name, commit=ARGS.commit,
+                                                           torch=torch.__version__,
                                                            dtype=ARGS.dtype, rows=results), indent=1) + "\n")
     if wrong:
         print(f"{wrong} WRONG results")

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
-"""peers_torch_cpu.py — attn.attention beside PyTorch's own CPU attention: the same tensors, process and thread count,
-alternating rounds, every result checked first. Prints ratios. `bench/peers_torch.py --cpu` is the same.
+"""peers_torch_cpu.py — attn.attention beside PyTorch's own CPU attention: the same tensors, process and
+thread count, alternating rounds, every result checked first. Prints ratios. `bench/peers_torch.py --cpu` is
+the same.
 
     python3 bench/peers_torch_cpu.py [--threads N] [--rounds N] [--json FILE]
 """
@@ -33,7 +34,8 @@ def contenders(q, k, v, causal, threads):
 
 
 def check(run, q, k, v, causal, allowed):
-    want = F.scaled_dot_product_attention(*(x.transpose(1, 2).double() for x in (q, k, v)), is_causal=causal).transpose(1, 2)
+    want = F.scaled_dot_product_attention(*(x.transpose(1, 2).double() for x in (q, k, v)),
+                                          is_causal=causal).transpose(1, 2)
     error = (run().double() - want).abs().max().item()
     if not error <= allowed:
         sys.exit(f"wrong: error {error}, allowed {allowed}")
@@ -64,7 +66,8 @@ def measure(dtype, dim, length, causal, arguments):
     flops = 4 * 8 * length * length * dim * (0.5 if causal else 1)
     return {"dtype": str(dtype).split(".")[1], "dim": dim, "length": length, "causal": causal,
             "attn_gflops": flops / medians[0] * 1e-9, "torch_gflops": flops / medians[1] * 1e-9,
-            "ratio": statistics.median(b / a for a, b in zip(*times)), "attn_error": errors[0], "torch_error": errors[1]}
+            "ratio": statistics.median(b / a for a, b in zip(*times)), "attn_error": errors[0],
+            "torch_error": errors[1]}
 
 
 def main():
@@ -77,7 +80,8 @@ def main():
     torch.set_num_threads(arguments.threads)
     torch.set_grad_enabled(False)
     print(f"{cpu_name()}, {arguments.threads} threads, torch {torch.__version__}, attn {attn.__version__} "
-          f"({attn.info()['isa']}); batch 1, 8 heads; ratio = torch's time / ours, median of {arguments.rounds} rounds")
+          f"({attn.info()['isa']}); batch 1, 8 heads; ratio = torch's time / ours, median of "
+          f"{arguments.rounds} rounds")
     print(f"{'dtype':<9}{'dim':>5}{'length':>8} {'mask':<7}{'attn':>9}{'torch':>9}  GFLOP/s {'ratio':>7}")
     rows = []
     for dtype in (torch.float32, torch.bfloat16):
@@ -86,14 +90,16 @@ def main():
                 for causal in (False, True):
                     r = measure(dtype, dim, length, causal, arguments)
                     rows.append(r)
-                    print(f"{r['dtype']:<9}{dim:>5}{length:>8} {'causal' if causal else 'full':<7}{r['attn_gflops']:>9.1f}"
+                    print(f"{r['dtype']:<9}{dim:>5}{length:>8} "
+                          f"{'causal' if causal else 'full':<7}{r['attn_gflops']:>9.1f}"
                           f"{r['torch_gflops']:>9.1f}          {r['ratio']:>7.2f}", flush=True)
     worst = min(rows, key=lambda r: r["ratio"])
     print(f"smallest ratio {worst['ratio']:.2f} ({worst['dtype']}, dim {worst['dim']}, {worst['length']}, "
           f"{'causal' if worst['causal'] else 'full'}), geometric mean "
           f"{statistics.geometric_mean(r['ratio'] for r in rows):.2f}")
     if arguments.json:
-        json.dump({"machine": cpu_name(), "threads": arguments.threads, "torch": torch.__version__, "rows": rows},
+        json.dump({"machine": cpu_name(), "threads": arguments.threads, "torch": torch.__version__,
+                   "rows": rows},
                   open(arguments.json, "w"), indent=1)
 
 

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""performance.py — the figures in README.md, docs/performance.md and docs/performance.svg, out of bench/results.
+"""performance.py — the figures in README.md, docs/performance.md and docs/performance.svg, out of
+bench/results.
 
     python3 bench/performance.py --update      write them anew from the newest results file
     python3 bench/performance.py --check       exit 1 if one of them is stale (CI runs this)
@@ -15,7 +16,8 @@ import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 OURS, AMPERE, CUDNN, FLASH = "flash_fwd_sm90", "flash_fwd_sm80", "torch cudnn", "torch flash"
-NAMES = {OURS: "libattn, Hopper kernel", CUDNN: "cuDNN", AMPERE: "libattn, Ampere kernel", FLASH: "FlashAttention-2"}
+NAMES = {OURS: "libattn, Hopper kernel", CUDNN: "cuDNN", AMPERE: "libattn, Ampere kernel",
+         FLASH: "FlashAttention-2"}
 COLOURS = {OURS: "#2a78d6", CUDNN: "#e08a1e", AMPERE: "#86b6ef", FLASH: "#b9b9b4"}
 BEGIN, END = "<!-- figures: python3 bench/performance.py --update -->", "<!-- end of figures -->"
 
@@ -29,7 +31,8 @@ def newest():
 
 class Results:
     def __init__(self, data):
-        self.data, self.rows = data, {(r["dim"], r["causal"], r["length"], r["kernel"]): r for r in data["rows"]}
+        self.data, self.rows = data, {(r["dim"], r["causal"], r["length"], r["kernel"]): r
+                                      for r in data["rows"]}
         self.cases = sorted({key[:2] for key in self.rows})
         self.lengths = sorted({key[2] for key in self.rows})
 
@@ -52,26 +55,30 @@ def table(results, kernel, peer):
     lines = [f"| head dim, mask | {' | '.join(f'{n // 1024}k' for n in results.lengths)} |",
              "|---|" + "---|" * len(results.lengths)]
     for case in results.cases:
-        cells = [f"{results.tflops(case, n, kernel):.0f} ({results.ratio(case, n, kernel, peer):.2f})" for n in results.lengths]
+        cells = [f"{results.tflops(case, n, kernel):.0f} ({results.ratio(case, n, kernel, peer):.2f})"
+                 for n in results.lengths]
         lines.append(f"| {title(case)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def summary(results, kernel, peer):
     mean, least = results.ratios(kernel, peer)
-    return f"geometric mean {mean:.2f} × {NAMES[peer]}, least {least:.2f}, over {len(results.cases) * len(results.lengths)} shapes"
+    shapes = len(results.cases) * len(results.lengths)
+    return f"geometric mean {mean:.2f} × {NAMES[peer]}, least {least:.2f}, over {shapes} shapes"
 
 
 def source(path, data):
-    return (f"{data['device']}, {data['dtype']}, 16k tokens, hidden 2048, PyTorch {data['torch'].split('+')[0]}, contenders in "
-            f"alternating rounds of one process, medians; `{path.relative_to(ROOT)}`, commit {data['commit']}")
+    return (f"{data['device']}, {data['dtype']}, 16k tokens, hidden 2048, PyTorch "
+            f"{data['torch'].split('+')[0]}, contenders in alternating rounds of one process, medians; "
+            f"`{path.relative_to(ROOT)}`, commit {data['commit']}")
 
 
 # A row of the decode and MLA suites, as `attn bench` prints it now, and as it did before both had one table.
 ROW = re.compile(
     r"^(?P<name>GQA .+?|  paged .+?|h\d+ b\d+ .+?) {2,}(?P<time>[\d.]+ us) +(?P<rate>[\d.]+) GB/s +"
-    r"(?:(?P<share>[\d.]+) %|-) +(?P<tflops>[\d.]+) TFLOP/s +(?:\w+ (?P<peer>\S+ \S+) +(?P<ratio>[\d.]+)|- +-) +"
-    r"(?P<must>\S+ \S+) +(?P<goal>\S+ \S+) +(?P<measured>\S+ \S+|-) +(?P<result>goal|must|MISSED|-) ", re.M)
+    r"(?:(?P<share>[\d.]+) %|-) +(?P<tflops>[\d.]+) TFLOP/s +(?:\w+ (?P<peer>\S+ \S+) +(?P<ratio>[\d.]+)|- "
+    r"+-) +(?P<must>\S+ \S+) +(?P<goal>\S+ \S+) +(?P<measured>\S+ \S+|-) +(?P<result>goal|must|MISSED|-) ",
+    re.M)
 OLD_GQA = re.compile(
     r"^(?P<name>GQA .+?|  paged .+?) {2,}(?P<time>[\d.]+ us) +(?P<rate>[\d.]+) GB/s +(?P<share>[\d.]+) % +"
     r"(?:cuDNN (?P<peer>\S+ \S+) +(?P<ratio>[\d.]+)|- +-)", re.M)
@@ -103,16 +110,17 @@ def suite_table(rows, columns):
 def decoding(path):
     (gqa, mla), out = suites(path), ""
     if gqa:
-        out += ("\n\n## Decoding: one query a sequence\n\n`attn bench --backend cuda --suite decode`; the peer's "
-                "figure is an earlier measurement on such a card.\n\n")
+        out += ("\n\n## Decoding: one query a sequence\n\n`attn bench --backend cuda --suite decode`; the "
+                "peer's figure is an earlier measurement on such a card.\n\n")
         out += suite_table(gqa, [("", "{name}"), ("time", "{time}"), ("K, V read", "{rate} GB/s"),
-                                 ("of the card's read rate", "{share} %"), ("cuDNN", "{peer}"), ("ratio", "{ratio}")])
-    if mla:
-        out += ("\n\n## MLA: 576-wide keys, values their first 512 columns, pages of 64\n\n`attn bench --backend cuda "
-                "--suite mla`; the ratio is to FlashMLA's figures from an earlier measurement on such a card, merge "
-                "included, schedule not, on both sides.\n\n")
-        out += suite_table(mla, [("", "{name}"), ("time", "{time}"), ("TFLOP/s", "{tflops}"), ("GB/s", "{rate}"),
+                                 ("of the card's read rate", "{share} %"), ("cuDNN", "{peer}"),
                                  ("ratio", "{ratio}")])
+    if mla:
+        out += ("\n\n## MLA: 576-wide keys, values their first 512 columns, pages of 64\n\n`attn bench "
+                "--backend cuda --suite mla`; the ratio is to FlashMLA's figures from an earlier measurement "
+                "on such a card, merge included, schedule not, on both sides.\n\n")
+        out += suite_table(mla, [("", "{name}"), ("time", "{time}"), ("TFLOP/s", "{tflops}"),
+                                 ("GB/s", "{rate}"), ("ratio", "{ratio}")])
     return out
 
 
@@ -127,10 +135,11 @@ def readme(path, results):
             ratios = [float(r["ratio"]) for r in mla if belongs(r["name"])]
             return f"{min(ratios):.2f} to {max(ratios):.2f}"
         also = (f" Decoding with one query a sequence reads long caches at {min(shares):.0f} to "
-                f"{max(shares):.0f} % of the card's read rate. MLA against FlashMLA's figures: 128 sequences of 128 "
-                f"heads {span(lambda n: n.endswith('q2'))} × with two queries, "
-                f"{span(lambda n: n.startswith('h128 b128') and not n.endswith('q2'))} × with one; 16 to 64 heads "
-                f"{span(lambda n: not n.startswith('h128'))} ×, a single sequence {span(lambda n: ' b1 ' in n)} ×.")
+                f"{max(shares):.0f} % of the card's read rate. MLA against FlashMLA's figures: 128 sequences "
+                f"of 128 heads {span(lambda n: n.endswith('q2'))} × with two queries, "
+                f"{span(lambda n: n.startswith('h128 b128') and not n.endswith('q2'))} × with one; 16 to 64 "
+                f"heads {span(lambda n: not n.startswith('h128'))} ×, a single sequence "
+                f"{span(lambda n: ' b1 ' in n)} ×.")
     return (f"Forward, TFLOP/s by sequence length, and in brackets the ratio to cuDNN in the same run "
             f"({summary(results, OURS, CUDNN)}):\n\n{table(results, OURS, CUDNN)}\n\n"
             f"{source(path, results.data)}.{also} [More](docs/performance.md).")
@@ -139,15 +148,17 @@ def readme(path, results):
 def page(path, results):
     return (f"![Bars: TFLOP/s at 16k keys](performance.svg)\n\n## `flash_fwd_sm90` beside cuDNN\n\n"
             f"TFLOP/s (ratio to cuDNN): {summary(results, OURS, CUDNN)}.\n\n{table(results, OURS, CUDNN)}\n\n"
-            f"## `flash_fwd_sm80` beside FlashAttention-2\n\nThe Ampere kernel on the same Hopper card; TFLOP/s (ratio to "
-            f"FlashAttention-2): {summary(results, AMPERE, FLASH)}.\n\n{table(results, AMPERE, FLASH)}{decoding(path)}\n\n"
+            f"## `flash_fwd_sm80` beside FlashAttention-2\n\nThe Ampere kernel on the same Hopper card; "
+            f"TFLOP/s (ratio to FlashAttention-2): {summary(results, AMPERE, FLASH)}.\n\n"
+            f"{table(results, AMPERE, FLASH)}{decoding(path)}\n\n"
             f"{source(path, results.data)}.")
 
 
 STYLE = """<style>
 text { font: 13px system-ui, sans-serif; fill: #26241f } .muted { fill: #6d6a62 } .value { font-size: 11px }
 .line { stroke: #dad7cf } .ground { fill: #fffefb }
-@media (prefers-color-scheme: dark) { text { fill: #eceae3 } .muted { fill: #a9a69d } .line { stroke: #45433d }
+@media (prefers-color-scheme: dark) { text { fill: #eceae3 } .muted { fill: #a9a69d } \
+.line { stroke: #45433d }
 .ground { fill: #1c1b18 } }
 </style>"""
 
@@ -160,9 +171,11 @@ def picture(results):
     width = left + group * len(results.cases) + 10
     most = math.ceil(max(results.tflops(c, length, k) for c in results.cases for k in kernels) / 200) * 200
     out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {top + height + 44}" role="img">',
-           f"<title>Forward attention on {results.data['device']}, TFLOP/s at {length // 1024}k keys</title>", STYLE,
+           f"<title>Forward attention on {results.data['device']}, TFLOP/s at {length // 1024}k keys</title>",
+           STYLE,
            f'<rect class="ground" width="{width}" height="{top + height + 44}"/>',
-           f'<text x="{left}" y="22">Forward, {length // 1024}k keys, {results.data["dtype"]}, TFLOP/s on {results.data["device"]}</text>']
+           f'<text x="{left}" y="22">Forward, {length // 1024}k keys, {results.data["dtype"]}, TFLOP/s on '
+           f'{results.data["device"]}</text>']
     x = left
     for kernel in kernels:
         out += [f'<rect x="{x}" y="34" width="12" height="12" fill="{COLOURS[kernel]}"/>',
@@ -177,10 +190,13 @@ def picture(results):
         for kernel in kernels:
             value = results.tflops(case, length, kernel)
             tall = height * value / most
-            out += [f'<rect x="{x:.1f}" y="{top + height - tall:.1f}" width="{bar - 2}" height="{tall:.1f}" fill="{COLOURS[kernel]}"/>',
-                    f'<text class="value" x="{x + bar / 2 - 1:.1f}" y="{top + height - tall - 4:.1f}" text-anchor="middle">{value:.0f}</text>']
+            out += [f'<rect x="{x:.1f}" y="{top + height - tall:.1f}" width="{bar - 2}" height="{tall:.1f}" '
+                    f'fill="{COLOURS[kernel]}"/>',
+                    f'<text class="value" x="{x + bar / 2 - 1:.1f}" y="{top + height - tall - 4:.1f}" '
+                    f'text-anchor="middle">{value:.0f}</text>']
             x += bar
-        out.append(f'<text x="{left + (i + 0.5) * group:.1f}" y="{top + height + 20}" text-anchor="middle">{title(case)}</text>')
+        out.append(f'<text x="{left + (i + 0.5) * group:.1f}" y="{top + height + 20}" '
+                   f'text-anchor="middle">{title(case)}</text>')
     return "\n".join(out + ["</svg>"]) + "\n"
 
 
@@ -192,7 +208,8 @@ def between(text, body, where):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--update", action="store_true")
     which.add_argument("--check", action="store_true")

@@ -1,8 +1,10 @@
-"""python_overhead.py — what a call from Python costs above the C call: attn.attention on NumPy and torch, the torch op.
+"""python_overhead.py — what a call from Python costs above the C call: attn.attention on NumPy and torch, the
+torch op.
 
     python bench/python_overhead.py [--cuda] [--json]
 
-A 1 x 1 x 1 x 8 problem, so that the kernel costs next to nothing; medians over rounds that alternate all contenders.
+A 1 x 1 x 1 x 8 problem, so that the kernel costs next to nothing; medians over rounds that alternate all
+contenders.
 """
 import ctypes as c
 import json
@@ -23,7 +25,8 @@ def on_cuda(x, call, plan):
     import torch
     workspace = torch.empty(plan.workspace, dtype=torch.uint8, device=x.device) if plan.workspace else None
     pointer, stream = c.byref(call.tensors), torch.cuda.current_stream().cuda_stream
-    return lambda keep=call: L.run(plan.handle, pointer, workspace.data_ptr() if plan.workspace else None, stream)
+    return lambda keep=call: L.run(plan.handle, pointer, workspace.data_ptr() if plan.workspace else None,
+                                   stream)
 
 
 def c_call(x):
@@ -39,6 +42,9 @@ def c_call(x):
     return lambda keep=call: L.run(plan.handle, pointer, workspace, None)
 
 
+OTHER = "torch's own SDPA (for comparison)"
+
+
 def contenders_on_cuda():
     import torch
     from attn import torch_ops  # noqa: F401 (registers the op)
@@ -47,7 +53,7 @@ def contenders_on_cuda():
     yield "C call through ctypes, ready plan", c_call(t)
     yield "attn.attention, torch CUDA", lambda: attn.attention(t, t, t)
     yield "torch.ops.attn.attention", lambda: op(t, t, t)
-    yield "torch's own SDPA (for comparison)", lambda: torch.nn.functional.scaled_dot_product_attention(t, t, t)
+    yield OTHER, lambda: torch.nn.functional.scaled_dot_product_attention(t, t, t)
 
 
 def contenders():
@@ -63,7 +69,7 @@ def contenders():
     op = torch.ops.attn.attention
     yield "attn.attention, torch", lambda: attn.attention(t, t, t)
     yield "torch.ops.attn.attention", lambda: op(t, t, t)
-    yield "torch's own SDPA (for comparison)", lambda: torch.nn.functional.scaled_dot_product_attention(t, t, t)
+    yield OTHER, lambda: torch.nn.functional.scaled_dot_product_attention(t, t, t)
 
 
 def settle():
