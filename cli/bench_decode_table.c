@@ -57,6 +57,9 @@ void bench_decode_header(void) {
     bench_show("%s\n", bench_style(CLI_PLAIN));
 }
 
+/* Quartiles farther apart than this are shown: the card's clock fell while it ran, say. */
+static const double WIDE = 0.03;
+
 void bench_decode_print(const bench_row *r) {
     const bench_target *t = &r->target;
     char time[32], rate[32], read[32] = "-", speed[32], figure[32], peer[64] = "-", ratio[32] = "-", must[32],
@@ -77,6 +80,8 @@ void bench_decode_print(const bench_row *r) {
                quantity(t->unit, t->measured, measured), style == CLI_PLAIN ? "" : bench_style(style),
                t->result, style == CLI_PLAIN ? "" : bench_style(CLI_PLAIN),
                quantity(BENCH_US, t->own_schedule * 1e6, own), r->kernel);
+    if (r->time.high > (1 + WIDE) * r->time.low)
+        bench_show("  (quartiles %.1f, %.1f us)", r->time.low * 1e6, r->time.high * 1e6);
     if (r->time.disturbed)
         bench_show("  (%d samples late: the host queued for longer than the flush took)", r->time.disturbed);
     bench_show("\n");

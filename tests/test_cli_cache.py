@@ -1,4 +1,5 @@
-"""test_cli_cache.py — attn run on caches: contiguous, paged, DeepSeek's latent rows; new rows appended first, with rotary.
+"""test_cli_cache.py — attn run on caches: contiguous, paged, DeepSeek's latent rows; new rows appended first,
+with rotary.
 
     python3 tests/test_cli_cache.py build/attn
 """
@@ -86,7 +87,8 @@ class Caches(Case):
         self.assertEqual(pathlib.Path("in.safetensors").read_bytes(), before)
 
     def test_paged(self):
-        self.save(q=self.q, cache_seqlens=self.lengths, k_new=self.new["k"], v_new=self.new["v"], **self.pages())
+        self.save(q=self.q, cache_seqlens=self.lengths, k_new=self.new["k"], v_new=self.new["v"],
+                  **self.pages())
         self.run_file()
         self.expect()
 
@@ -94,12 +96,13 @@ class Caches(Case):
         angles = [[p * 0.3 ** r for r in range(3)] for p in range(9)]
         cos = Array((9, 3), [math.cos(x) for row in angles for x in row])
         sin = Array((9, 3), [math.sin(x) for row in angles for x in row])
-        self.save(q=self.q, cache_seqlens=self.lengths, k_new=self.new["k"], v_new=self.new["v"], rotary_cos=cos,
-                  rotary_sin=sin, **self.pages())
+        self.save(q=self.q, cache_seqlens=self.lengths, k_new=self.new["k"], v_new=self.new["v"],
+                  rotary_cos=cos, rotary_sin=sin, **self.pages())
         for pairs in ("half", "interleaved"):
             turn = lambda x, b, position: turned(x, cos, sin, position, pairs == "interleaved")
             q = Array(self.q.shape, [x for b in range(2) for i in range(2) for h in range(4)
-                                     for x in turn([self.q.at(b, i, h, d) for d in range(8)], b, self.used[b] + i)])
+                                     for x in turn([self.q.at(b, i, h, d) for d in range(8)], b,
+                                                   self.used[b] + i)])
             self.run_file("--rotary", pairs)
             self.expect(turn, q)
 
@@ -107,7 +110,8 @@ class Caches(Case):
         self.save(q=self.q, cache_seqlens=self.lengths, **self.pages())
         self.run_file()
         for b in range(2):
-            cut = lambda x: Array((1, self.used[b]) + x.shape[2:], sequence(x, b).values[:self.used[b] * math.prod(x.shape[2:])])
+            cut = lambda x: Array((1, self.used[b]) + x.shape[2:],
+                                  sequence(x, b).values[:self.used[b] * math.prod(x.shape[2:])])
             last = self.used[b] - 2
             want = attention(sequence(self.q, b), cut(self.cache["k"]), cut(self.cache["v"]),
                              visible=lambda _, h, i, j: j <= last + i)[0]
@@ -119,14 +123,16 @@ class Caches(Case):
         self.save(q=self.q, kv_cache=latent, cache_seqlens=self.lengths, k_new=new)
         self.run_file("--dv", 6)
         self.cache, self.new = {"k": latent}, {"k": new}
-        first = lambda x: Array(x.shape[:3] + (6,), [x.at(b, j, h, d) for b in range(2) for j in range(x.shape[1])
-                                                     for h in range(1) for d in range(6)])
+        first = lambda x: Array(x.shape[:3] + (6,), [x.at(b, j, h, d) for b in range(2)
+                                                     for j in range(x.shape[1]) for h in range(1)
+                                                     for d in range(6)])
         self.cache["v"], self.new["v"] = first(latent), first(new)
         self.expect()
 
     def test_an_empty_cache(self):
         self.used, self.lengths = [0, 0], Array((2,), [0, 0], "i")
-        self.save(q=self.q, cache_seqlens=self.lengths, k_new=self.new["k"], v_new=self.new["v"], **self.pages())
+        self.save(q=self.q, cache_seqlens=self.lengths, k_new=self.new["k"], v_new=self.new["v"],
+                  **self.pages())
         self.run_file()
         self.expect()
 
@@ -141,18 +147,21 @@ class Caches(Case):
 
     def test_errors_name_culprit_and_remedy(self):
         cos = gaussian((9, 3), 6)
-        self.refused('no tensor "seqused_kv": k_new goes behind the keys in the cache: cache_seqlens', cache_seqlens=None)
+        self.refused('no tensor "seqused_kv": k_new goes behind the keys in the cache: cache_seqlens',
+                     cache_seqlens=None)
         self.refused('no tensor "v_new": k_new needs the new values', v_new=None)
         self.refused('no tensor "k_new"', k_new=None)
         self.refused('no tensor "rotary_sin": rotary_cos goes with', rotary_cos=cos)
         self.refused("rotary_sin: shape", rotary_cos=cos, rotary_sin=gaussian((8, 3), 6), code=1)
-        self.refused("rotary_cos: shape", rotary_cos=gaussian((9, 5), 6), rotary_sin=gaussian((9, 5), 6), code=1)
-        self.refused("k_new: shape [2, 2, 3, 8]: [2, rows, 2, 8] is expected", k_new=gaussian((2, 2, 3, 8), 6), code=1)
+        self.refused("rotary_cos: shape", rotary_cos=gaussian((9, 5), 6), rotary_sin=gaussian((9, 5), 6),
+                     code=1)
+        self.refused("k_new: shape [2, 2, 3, 8]: [2, rows, 2, 8] is expected",
+                     k_new=gaussian((2, 2, 3, 8), 6), code=1)
         self.refused("v_new: shape", v_new=gaussian((2, 3, 2, 6), 6), code=1)
         self.refused("seqused_kv[1] = 7: the cache has kv_len = 8 slots a sequence, 2 new rows need 9",
                      cache_seqlens=Array((2,), [3, 7], "i"))
-        self.refused("positions 5 .. 6, but the rotary tables have rotary_rows = 6", rotary_cos=gaussian((6, 3), 6),
-                     rotary_sin=gaussian((6, 3), 6))
+        self.refused("positions 5 .. 6, but the rotary tables have rotary_rows = 6",
+                     rotary_cos=gaussian((6, 3), 6), rotary_sin=gaussian((6, 3), 6))
         pages = self.pages()
         pages["block_table"].values[1 + 3] = 6
         self.refused("block_table[1][1] = 6: page ids are 0 .. 5", **pages)

@@ -1,5 +1,6 @@
-"""test_pages.py PAGE... — open self-contained pages in headless Chromium: no console error, no network request, and the
-page's own controls work (a step advances the player, a click sorts a table). Needs chromium; exits 77 without it."""
+"""test_pages.py PAGE... — open self-contained pages in headless Chromium: no console error, no network
+request, and the page's own controls work (a step advances the player, a click sorts a table). Needs chromium;
+exits 77 without it."""
 import pathlib
 import re
 import shutil
@@ -8,7 +9,8 @@ import sys
 import tempfile
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
-# Runs before the page: remembers errors; after it loaded, works its controls and writes a verdict into the title.
+# Runs before the page: remembers errors; after it loaded, works its controls and writes a verdict into the
+# title.
 PROBE = """<script>
 window.problems = [];
 window.addEventListener("error", e => problems.push(String(e.message)));
@@ -29,12 +31,14 @@ window.addEventListener("load", () => setTimeout(() => {
   const head = document.querySelector("th[data-sort]");
   if (head) {
     const column = [...head.parentNode.children].indexOf(head);
-    const read = () => [...head.closest("table").tBodies[0].rows].map(r => r.cells[column].innerText).join("|");
+    const rows = head.closest("table").tBodies[0].rows;
+    const read = () => [...rows].map(r => r.cells[column].innerText).join("|");
     const before = read(); head.click(); const one = read(); head.click(); const two = read();
     if (one === before && two === before) problems.push("a click does not sort the table");
     out.push("table");
   }
-  const requests = performance.getEntriesByType("resource").map(r => r.name).filter(n => !n.startsWith("data:"));
+  const names = performance.getEntriesByType("resource").map(r => r.name);
+  const requests = names.filter(n => !n.startsWith("data:"));
   if (requests.length) problems.push("requests " + requests.join(" "));
   document.title = problems.length ? "PROBLEM " + problems.join("; ") : "FINE " + out.join(" ");
 }, 200));
@@ -46,8 +50,9 @@ def verdict(page):
     with tempfile.TemporaryDirectory() as folder:
         probe = pathlib.Path(folder) / "page.html"
         probe.write_text(html.replace("<head>", "<head>" + PROBE, 1))
-        dom = subprocess.run([BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=4000",
-                              f"--user-data-dir={folder}/profile", "--dump-dom", probe.as_uri()],
+        dom = subprocess.run([BROWSER, "--headless", "--no-sandbox", "--disable-gpu",
+                              "--virtual-time-budget=4000", f"--user-data-dir={folder}/profile", "--dump-dom",
+                              probe.as_uri()],
                              capture_output=True, text=True, timeout=120).stdout
     title = re.search(r"<title>(.*?)</title>", dom, re.S)
     return title[1] if title else "PROBLEM the browser gave no page"

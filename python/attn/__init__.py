@@ -4,4 +4,5 @@ from ._append import kv_append
 from ._library import AttnError, Unsupported
 
 __version__ = info()["version"]
-__all__ = ["attention", "explain", "info", "kv_append", "merge", "AttnError", "Schedule", "Unsupported", "__version__"]
+__all__ = ["attention", "explain", "info", "kv_append", "merge", "AttnError", "Schedule", "Unsupported",
+           "__version__"]

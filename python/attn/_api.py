@@ -17,7 +17,7 @@ _plans_lock = threading.Lock()
 _PLANS_KEPT = 256
 
 
-# ---- shapes -------------------------------------------------------------------------------------------------
+# ---- shapes ------------------------------------------------------------------------------------------------
 
 def _axes(layout, ndim, name):
     """Positions of (batch, seq, head); batch None for packed [tokens, heads, dim]."""
@@ -63,10 +63,11 @@ def _vector(x, name, length, dtype, device):
     return v
 
 
-# ---- one call -----------------------------------------------------------------------------------------------
+# ---- one call ----------------------------------------------------------------------------------------------
 
 def _paged(p, k, block_table):
-    """Check a block table and make p's pages those of k, [pages, page_size, heads, dim]. @return a view of the table."""
+    """Check a block table and make p's pages those of k, [pages, page_size, heads, dim]. @return a view of
+    the table."""
     table = view(block_table, "block_table")
     if table.dtype != "int32" or len(table.shape) != 2 or table.shape[0] != p.batch:
         raise ValueError(f"block_table: expected int32 [batch = {p.batch}, pages], got {table.shape}")
@@ -164,7 +165,8 @@ class _Call:
             p.scale = scale
         if window is not None and tuple(window) != (-1, -1):
             left, right = window
-            p.window, p.window_left, p.window_right = 1, -1 if left is None else left, -1 if right is None else right
+            p.window, p.window_left = 1, -1 if left is None else left
+            p.window_right = -1 if right is None else right
 
     def score_tensor(self, x, name):
         """Bias or mask, broadcast to [batch, heads, q_len, kv_len] by zero strides."""
@@ -181,7 +183,7 @@ class _Call:
             if have not in (1, want):
                 raise ValueError(f"{name}: shape {v.shape} doesn't broadcast to {full} ({axis})")
         stride = L.ScoreStride(*(0 if n == 1 else s for n, s in zip(shape, strides)))
-        if not any(getattr(stride, n) for n in ("batch", "head", "q", "kv")):      # all zero would mean "dense"
+        if not any(getattr(stride, n) for n in ("batch", "head", "q", "kv")):  # all zero would mean "dense"
             spare = [n for n, extent in zip(("batch", "head", "q", "kv"), full) if extent == 1]
             if not spare:
                 raise ValueError(f"{name}: one value for all of {full}; leave it out or expand one dim")
@@ -207,7 +209,8 @@ class _Call:
                 raise ValueError("alibi_slopes: expected float32 [heads] or [batch, heads]")
             if v.strides[-1] != 1 or (per_batch and v.strides[0] != p.q_heads):
                 raise ValueError("alibi_slopes: must be contiguous")
-            p.alibi, t.alibi_slopes = (L.ALIBI_PER_BATCH_HEAD if per_batch else L.ALIBI_PER_HEAD), self._keep(v)
+            p.alibi, t.alibi_slopes = (L.ALIBI_PER_BATCH_HEAD if per_batch
+                                       else L.ALIBI_PER_HEAD), self._keep(v)
         if sinks is not None:
             p.has_sinks, t.sinks = 1, self._keep(_vector(sinks, "sinks", p.q_heads, L.F32, p.device))
 
@@ -227,9 +230,11 @@ class _Call:
             out = like(q, shape, p.dtype)
         o = view(out, "out")
         _check_last(o, "out")
-        if o.shape != shape or o.dtype not in (p.dtype, L.F32) or (o.device, o.index) != (self.q.device, self.q.index):
+        elsewhere = (o.device, o.index) != (self.q.device, self.q.index)
+        if o.shape != shape or o.dtype not in (p.dtype, L.F32) or elsewhere:
             raise ValueError(f"out: expected shape {shape} in the dtype of q or float32, on its device")
-        p.o_dtype, p.o_stride, t.o = o.dtype, _stride(o, _axes(self.layout, len(o.shape), "out")), self._keep(o)
+        p.o_dtype, t.o = o.dtype, self._keep(o)
+        p.o_stride = _stride(o, _axes(self.layout, len(o.shape), "out"))
         if return_lse:
             rows = (p.q_heads, p.q_total) if p.packed_q else (p.batch, p.q_heads, p.q_len)
             lse = like(q, rows, L.F32) if lse is None else lse
@@ -262,8 +267,9 @@ def _plan(problem, kernel, threads, cuda_device):
 
 
 class Schedule:
-    """How a GPU's decoding kernel cuts the keys of a batch, made by the first call that gets it, for all calls with the
-    same shapes, options and lengths: the layers of one decoding step. Other kernels don't look at it."""
+    """How a GPU's decoding kernel cuts the keys of a batch, made by the first call that gets it, for all
+    calls with the same shapes, options and lengths: the layers of one decoding step. Other kernels don't look
+    at it."""
     __slots__ = ("buffer",)
 
     def __init__(self):
@@ -271,7 +277,8 @@ class Schedule:
 
     def pointer(self, plan, tensors, index, stream):
         if self.buffer is None:
-            self.buffer = torch_module().empty(plan.schedule, dtype=torch_module().uint8, device=f"cuda:{index}")
+            self.buffer = torch_module().empty(plan.schedule, dtype=torch_module().uint8,
+                                               device=f"cuda:{index}")
             L.check(L.plan_schedule(plan.handle, c.byref(tensors), self.buffer.data_ptr(), stream))
         return self.buffer.data_ptr()
 
@@ -280,8 +287,8 @@ def _execute(call, q, kernel, threads, schedule=None):
     p = call.problem
     if p.device == L.CPU:
         plan = _plan(p, kernel, threads, 0)
-        L.check(L.run(plan.handle, c.byref(call.tensors), cpu_workspace(plan.workspace) if plan.workspace else None,
-                      None))
+        L.check(L.run(plan.handle, c.byref(call.tensors),
+                      cpu_workspace(plan.workspace) if plan.workspace else None, None))
         return plan
     plan = _plan(p, kernel, threads, call.q.index)
     workspace = stream = None
@@ -293,47 +300,50 @@ def _execute(call, q, kernel, threads, schedule=None):
         workspace = cuda_workspace(plan.workspace, call.q.index, stream)
     if schedule is not None and plan.schedule and torch_module() is not None:
         call.tensors.schedule = schedule.pointer(plan, call.tensors, call.q.index, stream)
-    L.check(L.run(plan.handle, c.byref(call.tensors), workspace.data_ptr() if workspace is not None else None, stream))
+    L.check(L.run(plan.handle, c.byref(call.tensors), workspace.data_ptr() if workspace is not None else None,
+                  stream))
     return plan
 
 
-def attention(q, k, v=None, *, causal=False, top_left=False, window=None, scale=None, softcap=0.0, alibi_slopes=None,
-              bias=None, mask=None, sinks=None, cu_seqlens_q=None, cu_seqlens_kv=None, max_q_len=None,
-              max_kv_len=None, seqused_q=None, seqused_kv=None, leftpad_kv=None, kv_batch_index=None,
-              block_table=None, v_dim=None, layout="bshd", strict=False, return_lse=False, out=None, lse=None,
-              kernel=None, threads=0, schedule=None):
+def attention(q, k, v=None, *, causal=False, top_left=False, window=None, scale=None, softcap=0.0,
+              alibi_slopes=None, bias=None, mask=None, sinks=None, cu_seqlens_q=None, cu_seqlens_kv=None,
+              max_q_len=None, max_kv_len=None, seqused_q=None, seqused_kv=None, leftpad_kv=None,
+              kv_batch_index=None, block_table=None, v_dim=None, layout="bshd", strict=False,
+              return_lse=False, out=None, lse=None, kernel=None, threads=0, schedule=None):
     """softmax(scale * q k^T + bias, masked) v, exactly.
 
     q [batch, q_len, q_heads, qk_dim], k [batch, kv_len, kv_heads, qk_dim], v [batch, kv_len, kv_heads, v_dim]
     (layout="bhsd": heads before seq), or packed [tokens, heads, dim] with cu_seqlens_q / cu_seqlens_kv (int32
-    [batch + 1]), or k and v as pages [pages, page_size, kv_heads, dim] with block_table (int32 [batch, columns]).
-    v=None with v_dim=n: V is the first n columns of k. NumPy arrays, torch tensors (CPU, CUDA: current stream, no
-    synchronisation) or DLPack objects; float32, float16, bfloat16; any strides with a contiguous last dim.
+    [batch + 1]), or k and v as pages [pages, page_size, kv_heads, dim] with block_table (int32 [batch,
+    columns]). v=None with v_dim=n: V is the first n columns of k. NumPy arrays, torch tensors (CPU, CUDA:
+    current stream, no synchronisation) or DLPack objects; float32, float16, bfloat16; any strides with a
+    contiguous last dim.
 
-    causal and window=(left, right) are aligned bottom-right (top_left=True: top-left); -1 or None is unbounded.
-    bias (float) and mask (bool, True = visible) broadcast to [batch, heads, q_len, kv_len]. sinks: float32 [heads].
-    seqused_q, seqused_kv, leftpad_kv, kv_batch_index: int32 [batch].
+    causal and window=(left, right) are aligned bottom-right (top_left=True: top-left); -1 or None is
+    unbounded. bias (float) and mask (bool, True = visible) broadcast to [batch, heads, q_len, kv_len]. sinks:
+    float32 [heads]. seqused_q, seqused_kv, leftpad_kv, kv_batch_index: int32 [batch].
     schedule: an attn.Schedule() that the layers of one decoding step share.
     A row that sees no key gives 0 (and LSE -inf). LSE is float32, natural log, [batch, heads, q_len].
 
-    Returns out, or (out, lse) with return_lse. Raises TypeError, ValueError, attn.Unsupported, attn.AttnError.
+    Returns out, or (out, lse) with return_lse. Raises TypeError, ValueError, attn.Unsupported,
+    attn.AttnError.
     """
     torch_tensors, key, extras = is_torch(q), None, ()
     if out is lse is schedule is None:
-        if not (bias is mask is alibi_slopes is sinks is cu_seqlens_q is cu_seqlens_kv is seqused_q is seqused_kv
-                is leftpad_kv is kv_batch_index is block_table is None):
-            extras = given_extras(bias, mask, alibi_slopes, sinks, cu_seqlens_q, cu_seqlens_kv, seqused_q, seqused_kv,
-                                  leftpad_kv, kv_batch_index, block_table)
-        key = signature(torch_tensors, q, k, v, extras, causal, top_left, window and tuple(window), scale, softcap, layout,
-                        strict, return_lse, kernel, threads, v_dim, max_q_len, max_kv_len)
+        if not (bias is mask is alibi_slopes is sinks is cu_seqlens_q is cu_seqlens_kv is seqused_q
+                is seqused_kv is leftpad_kv is kv_batch_index is block_table is None):
+            extras = given_extras(bias, mask, alibi_slopes, sinks, cu_seqlens_q, cu_seqlens_kv, seqused_q,
+                                  seqused_kv, leftpad_kv, kv_batch_index, block_table)
+        key = signature(torch_tensors, q, k, v, extras, causal, top_left, window and tuple(window), scale,
+                        softcap, layout, strict, return_lse, kernel, threads, v_dim, max_q_len, max_kv_len)
         ready = ready_calls.get(key)
         if ready is not None:
             return ready(q, k, v, extras)
     if torch_tensors:
         refuse_gradients(q, k, v, bias)
-    call = _make_call(q, k, v, causal, top_left, window, scale, softcap, alibi_slopes, bias, mask, sinks, cu_seqlens_q,
-                      cu_seqlens_kv, max_q_len, max_kv_len, seqused_q, seqused_kv, leftpad_kv, kv_batch_index,
-                      block_table, v_dim, layout, strict)
+    call = _make_call(q, k, v, causal, top_left, window, scale, softcap, alibi_slopes, bias, mask, sinks,
+                      cu_seqlens_q, cu_seqlens_kv, max_q_len, max_kv_len, seqused_q, seqused_kv, leftpad_kv,
+                      kv_batch_index, block_table, v_dim, layout, strict)
     out, lse = call.outputs(q, out, lse, return_lse)
     call.pointers()
     plan = _execute(call, q, kernel, threads, schedule)
@@ -342,9 +352,9 @@ def attention(q, k, v=None, *, causal=False, top_left=False, window=None, scale=
     return (out, lse) if return_lse else out
 
 
-def _make_call(q, k, v, causal, top_left, window, scale, softcap, alibi_slopes, bias, mask, sinks, cu_seqlens_q,
-               cu_seqlens_kv, max_q_len, max_kv_len, seqused_q, seqused_kv, leftpad_kv, kv_batch_index, block_table,
-               v_dim, layout, strict):
+def _make_call(q, k, v, causal, top_left, window, scale, softcap, alibi_slopes, bias, mask, sinks,
+               cu_seqlens_q, cu_seqlens_kv, max_q_len, max_kv_len, seqused_q, seqused_kv, leftpad_kv,
+               kv_batch_index, block_table, v_dim, layout, strict):
     if v is None and v_dim is None:
         raise TypeError("v is missing (or give v_dim if V is the first columns of k)")
     call = _Call(q, k, v, layout)
@@ -353,7 +363,8 @@ def _make_call(q, k, v, causal, top_left, window, scale, softcap, alibi_slopes, 
     call.lengths(cu_seqlens_q, cu_seqlens_kv, max_q_len, max_kv_len, block_table)
     call.scores(causal, top_left, window, scale, softcap)
     call.masks(bias, mask, alibi_slopes, sinks)
-    call.ragged(seqused_q=seqused_q, seqused_kv=seqused_kv, leftpad_kv=leftpad_kv, kv_batch_index=kv_batch_index)
+    call.ragged(seqused_q=seqused_q, seqused_kv=seqused_kv, leftpad_kv=leftpad_kv,
+                kv_batch_index=kv_batch_index)
     call.problem.strict = int(bool(strict))
     return call
 
@@ -370,7 +381,8 @@ def explain(q, k, v=None, **options):
     if unknown:
         raise TypeError(f"unknown options: {sorted(unknown)}")
     call = _make_call(q, k, v, **{**defaults, **options})
-    choice = L.Options(struct_size=c.sizeof(L.Options), threads=threads, kernel=kernel.encode() if kernel else None)
+    choice = L.Options(struct_size=c.sizeof(L.Options), threads=threads,
+                       kernel=kernel.encode() if kernel else None)
     size = L.explain(c.byref(call.problem), c.byref(choice), None, 0) + 1
     text = c.create_string_buffer(size)
     L.explain(c.byref(call.problem), c.byref(choice), text, size)
@@ -387,16 +399,16 @@ def info():
                         "unavailable": k.unavailable.decode() if k.unavailable else None,
                         "dtypes": [n for code, n in _DTYPE_NAMES.items() if k.dtypes >> code & 1]})
         index += 1
-    return {"version": L.version_string().decode(), "build": L.build_info().decode(), "isa": L.cpu_isa().decode(),
-            "threads": L.cpu_threads(), "kernels": kernels}
+    return {"version": L.version_string().decode(), "build": L.build_info().decode(),
+            "isa": L.cpu_isa().decode(), "threads": L.cpu_threads(), "kernels": kernels}
 
 
 def merge(outs, lses):
     """Combine partial results over disjoint key ranges: (out, lse) of the union.
 
-    outs: sequence of arrays [batch, q_len, heads, v_dim]; lses: float32 [batch, heads, q_len] each, natural log,
-    -inf for a part that saw no key. Associative and commutative up to rounding; (0, -inf) is the identity.
-    Keep partial outputs in float32: bfloat16 partials lose what the merge needs.
+    outs: sequence of arrays [batch, q_len, heads, v_dim]; lses: float32 [batch, heads, q_len] each, natural
+    log, -inf for a part that saw no key. Associative and commutative up to rounding; (0, -inf) is the
+    identity. Keep partial outputs in float32: bfloat16 partials lose what the merge needs.
     """
     if is_torch(outs[0]):
         torch = torch_module()
@@ -414,6 +426,7 @@ def merge(outs, lses):
     weight = np.exp(lse - safe)
     total = weight.sum(0)
     share = np.divide(weight, total, out=np.zeros_like(weight), where=total > 0)
-    out = (np.stack([np.asarray(o, dtype=np.float32) for o in outs]) * np.swapaxes(share, -1, -2)[..., None]).sum(0)
+    out = (np.stack([np.asarray(o, dtype=np.float32)
+                     for o in outs]) * np.swapaxes(share, -1, -2)[..., None]).sum(0)
     with np.errstate(divide="ignore"):
         return out.astype(outs[0].dtype), np.where(total > 0, safe + np.log(total), top).astype(np.float32)

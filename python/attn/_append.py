@@ -36,7 +36,8 @@ class _Append:
         v = view(x, name)
         self._check(v, name)
         if v.dtype != dtype:
-            raise TypeError(f"{name}: dtype {_DTYPE_NAMES[v.dtype]}, but K has {_DTYPE_NAMES.get(dtype, dtype)}")
+            raise TypeError(f"{name}: dtype {_DTYPE_NAMES[v.dtype]}, but K has "
+                            f"{_DTYPE_NAMES.get(dtype, dtype)}")
         if len(v.shape) != len(like_k.shape) or v.shape[:-1] != like_k.shape[:-1]:
             raise ValueError(f"{name}: shape {v.shape} doesn't fit K's {like_k.shape}")
         return v
@@ -74,9 +75,11 @@ class _Append:
         p, k = self.problem, self.k
         axes = _axes(self.layout if block_table is None else "bshd", len(k.shape), "k_cache")
         if axes[0] is None:
-            raise ValueError("k_cache: expected 4 dims [batch, capacity, heads, dim] or [pages, page_size, heads, dim]")
+            raise ValueError("k_cache: expected 4 dims [batch, capacity, heads, dim] or [pages, page_size, "
+                             "heads, dim]")
         if (k.shape[axes[2]], k.shape[-1]) != (p.kv_heads, p.qk_dim):
-            raise ValueError(f"k_new: {p.kv_heads} heads of {p.qk_dim}, but k_cache has {k.shape[axes[2]]} of {k.shape[-1]}")
+            raise ValueError(f"k_new: {p.kv_heads} heads of {p.qk_dim}, but k_cache has {k.shape[axes[2]]} "
+                             f"of {k.shape[-1]}")
         if block_table is None:
             p.kv_batch, p.kv_len = k.shape[0], k.shape[axes[1]]
         else:
@@ -145,25 +148,26 @@ class _Append:
 
 def kv_append(k_cache, v_cache, k_new, v_new, *, seqused_kv=None, cu_seqlens_new=None, max_new_len=None,
               block_table=None, kv_batch_index=None, leftpad_kv=None, rotary_cos=None, rotary_sin=None,
-              rotary_interleaved=False, rotary_first=0, rotary_offsets=None, rotary_q_fixed=False, q=None, q_out=None,
-              cu_seqlens_q=None, max_q_len=None, seqused_q=None, seqused_kv_out=None, layout="bshd", kernel=None,
-              threads=0):
+              rotary_interleaved=False, rotary_first=0, rotary_offsets=None, rotary_q_fixed=False, q=None,
+              q_out=None, cu_seqlens_q=None, max_q_len=None, seqused_q=None, seqused_kv_out=None,
+              layout="bshd", kernel=None, threads=0):
     """Write new K/V rows into a cache, in place: row i of sequence b goes to slot seqused_kv[b] + i.
 
-    k_cache, v_cache [batch, capacity, kv_heads, dim] (kv_batch_index, int32 [batch]: the row of each sequence), or
-    pages [pages, page_size, kv_heads, dim] with block_table (int32 [batch, columns]). k_new, v_new
-    [batch, rows, kv_heads, dim], or packed [tokens, kv_heads, dim] with cu_seqlens_new (int32 [batch + 1]); another
-    float dtype than the cache's is converted. v_cache = v_new = None: K alone (V being its first columns).
-    seqused_kv (int32 [batch]): tokens in the cache so far; without it the cache is empty.
+    k_cache, v_cache [batch, capacity, kv_heads, dim] (kv_batch_index, int32 [batch]: the row of each
+    sequence), or pages [pages, page_size, kv_heads, dim] with block_table (int32 [batch, columns]). k_new,
+    v_new [batch, rows, kv_heads, dim], or packed [tokens, kv_heads, dim] with cu_seqlens_new (int32 [batch +
+    1]); another float dtype than the cache's is converted. v_cache = v_new = None: K alone (V being its first
+    columns). seqused_kv (int32 [batch]): tokens in the cache so far; without it the cache is empty.
 
-    rotary_cos, rotary_sin [positions, rotary_dim / 2] turn columns rotary_first .. rotary_first + rotary_dim of each
-    new K row at the position of its slot (+ rotary_offsets[b]); interleaved: pairs (0, 1), (2, 3), ..., otherwise
-    halves. q [batch, q_len, q_heads, dim] (or packed with cu_seqlens_q) is turned and converted likewise into q_out,
-    row i at the position of new row i, or all at that of row 0 with rotary_q_fixed; q_out=q works in place.
-    seqused_kv_out (int32 [batch]) receives the lengths after the append.
+    rotary_cos, rotary_sin [positions, rotary_dim / 2] turn columns rotary_first .. rotary_first + rotary_dim
+    of each new K row at the position of its slot (+ rotary_offsets[b]); interleaved: pairs (0, 1), (2, 3),
+    ..., otherwise halves. q [batch, q_len, q_heads, dim] (or packed with cu_seqlens_q) is turned and
+    converted likewise into q_out, row i at the position of new row i, or all at that of row 0 with
+    rotary_q_fixed; q_out=q works in place. seqused_kv_out (int32 [batch]) receives the lengths after the
+    append.
 
-    CUDA tensors: on the current stream, without synchronisation; rows that have no slot there are dropped, on the CPU
-    that is a ValueError and nothing is written. Returns q_out, or None without q.
+    CUDA tensors: on the current stream, without synchronisation; rows that have no slot there are dropped, on
+    the CPU that is a ValueError and nothing is written. Returns q_out, or None without q.
     """
     torch_tensors = is_torch(k_cache)
     given = [(name, x) for name, x in (
@@ -172,8 +176,8 @@ def kv_append(k_cache, v_cache, k_new, v_new, *, seqused_kv=None, cu_seqlens_new
         ("seqused_kv", seqused_kv), ("cu_seqlens_new", cu_seqlens_new), ("block_table", block_table),
         ("kv_batch_index", kv_batch_index), ("leftpad_kv", leftpad_kv), ("cu_seqlens_q", cu_seqlens_q),
         ("seqused_q", seqused_q), ("seqused_kv_out", seqused_kv_out)) if x is not None]
-    key = arrays_signature(torch_tensors, given, "append", max_new_len, rotary_interleaved, rotary_first, rotary_q_fixed,
-                           max_q_len, layout, kernel, threads)
+    key = arrays_signature(torch_tensors, given, "append", max_new_len, rotary_interleaved, rotary_first,
+                           rotary_q_fixed, max_q_len, layout, kernel, threads)
     ready = ready_calls.get(key)
     if ready is not None:
         return ready(given, q_out)
@@ -192,5 +196,6 @@ def kv_append(k_cache, v_cache, k_new, v_new, *, seqused_kv=None, cu_seqlens_new
     if key is not None and (q is not None or q_out is None):
         if len(ready_calls) >= 256:
             ready_calls.clear()
-        ready_calls[key] = append_ready(torch_tensors, plan, call.problem.device == L.CUDA, call.k.index, turned)
+        ready_calls[key] = append_ready(torch_tensors, plan, call.problem.device == L.CUDA, call.k.index,
+                                        turned)
     return turned

@@ -51,22 +51,25 @@ def _from_numpy(x):
     if any(s % size for s in x.strides):
         raise ValueError(f"array strides {x.strides} are not multiples of its item size {size}")
     dtype = _NUMPY.get(name, "uint8" if name == "bool" else name)
-    return View(x.__array_interface__["data"][0], dtype, x.shape, tuple(s // size for s in x.strides), L.CPU, 0, x)
+    return View(x.__array_interface__["data"][0], dtype, x.shape, tuple(s // size for s in x.strides), L.CPU,
+                0, x)
 
 
 class _DLTensor(c.Structure):
-    _fields_ = [("data", c.c_void_p), ("device_type", c.c_int32), ("device_id", c.c_int32), ("ndim", c.c_int32),
-                ("code", c.c_uint8), ("bits", c.c_uint8), ("lanes", c.c_uint16), ("shape", c.POINTER(c.c_int64)),
-                ("strides", c.POINTER(c.c_int64)), ("byte_offset", c.c_uint64)]
+    _fields_ = [("data", c.c_void_p), ("device_type", c.c_int32), ("device_id", c.c_int32),
+                ("ndim", c.c_int32), ("code", c.c_uint8), ("bits", c.c_uint8), ("lanes", c.c_uint16),
+                ("shape", c.POINTER(c.c_int64)), ("strides", c.POINTER(c.c_int64)),
+                ("byte_offset", c.c_uint64)]
 
 
-_DLPACK = {(2, 32): L.F32, (2, 16): L.F16, (4, 16): L.BF16, (0, 32): "int32", (1, 8): "uint8", (6, 8): "uint8"}
+_DLPACK = {(2, 32): L.F32, (2, 16): L.F16, (4, 16): L.BF16, (0, 32): "int32", (1, 8): "uint8",
+           (6, 8): "uint8"}
 _capsule_pointer = c.pythonapi.PyCapsule_GetPointer
 _capsule_pointer.restype, _capsule_pointer.argtypes = c.c_void_p, [c.py_object, c.c_char_p]
 
 
 def _from_dlpack(x):
-    capsule = x.__dlpack__()           # the capsule owns the tensor until it is collected: keep it with the view
+    capsule = x.__dlpack__()           # it owns the tensor until it is collected: keep it with the view
     t = _DLTensor.from_address(_capsule_pointer(capsule, b"dltensor"))
     if t.device_type not in (1, 2, 3):
         raise TypeError(f"DLPack device type {t.device_type}: only CPU and CUDA")
@@ -88,7 +91,8 @@ def view(x, name):
         return _from_numpy(x)
     if hasattr(x, "__dlpack__"):
         return _from_dlpack(x)
-    raise TypeError(f"{name}: expected a NumPy array, a torch tensor or a DLPack object, got {type(x).__name__}")
+    raise TypeError(f"{name}: expected a NumPy array, a torch tensor or a DLPack object, got "
+                    f"{type(x).__name__}")
 
 
 def like(x, shape, dtype):

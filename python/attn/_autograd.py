@@ -9,5 +9,5 @@ def refuse_gradients(*tensors):
         return
     for t in tensors:
         if t is not None and getattr(t, "requires_grad", False):
-            raise NotImplementedError("attn computes the forward pass only: call it under torch.no_grad(), or detach q, "
-                                      "k, v. A backward pass is planned.")
+            raise NotImplementedError("attn computes the forward pass only: call it under torch.no_grad(), "
+                                      "or detach q, k, v. A backward pass is planned.")

@@ -19,8 +19,9 @@ def raw_stream(index):
 def cuda_workspace(size, index, stream):
     """`size` bytes of device memory for a run on `stream`, which is the current one.
 
-    Runs on one stream come after one another, so that they can share one buffer: it is kept and grown. Large ones, and
-    those of a graph that is being captured (it may replay beside anything), are torch's own allocations each time.
+    Runs on one stream come after one another, so that they can share one buffer: it is kept and grown. Large
+    ones, and those of a graph that is being captured (it may replay beside anything), are torch's own
+    allocations each time.
     """
     torch = torch_module()
     have = _workspaces.get((index, stream))

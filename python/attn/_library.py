@@ -35,7 +35,8 @@ class Problem(c.Structure):
         + [(n, Stride) for n in ("q_stride", "k_stride", "v_stride", "o_stride")]
         + [("lse_stride", LseStride), ("scale", f32), ("softcap", f32)]
         + [(n, i32) for n in ("causal", "top_left", "window", "has_mask")]
-        + [("window_left", i64), ("window_right", i64), ("bias_stride", ScoreStride), ("mask_stride", ScoreStride)]
+        + [("window_left", i64), ("window_right", i64), ("bias_stride", ScoreStride),
+           ("mask_stride", ScoreStride)]
         + [("alibi", i32), ("has_sinks", i32)]
         + [(n, i32) for n in ("packed_q", "packed_kv", "has_seqused_q", "has_seqused_kv", "has_leftpad_kv",
                               "has_kv_batch_index")]
@@ -53,9 +54,9 @@ class Problem(c.Structure):
 class Tensors(c.Structure):
     _fields_ = [("struct_size", c.c_uint32), ("reserved", c.c_uint32)] + [
         (n, ptr) for n in ("q", "k", "v", "o", "lse", "bias", "mask", "alibi_slopes", "sinks", "cu_seqlens_q",
-                           "cu_seqlens_kv", "seqused_q", "seqused_kv", "leftpad_kv", "kv_batch_index", "block_table", "k_new", "v_new",
-                           "q_out", "rotary_cos", "rotary_sin", "rotary_offsets", "cu_seqlens_new",
-                           "seqused_kv_out", "schedule")]
+                           "cu_seqlens_kv", "seqused_q", "seqused_kv", "leftpad_kv", "kv_batch_index",
+                           "block_table", "k_new", "v_new", "q_out", "rotary_cos", "rotary_sin",
+                           "rotary_offsets", "cu_seqlens_new", "seqused_kv_out", "schedule")]
 
 
 class Options(c.Structure):

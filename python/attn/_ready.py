@@ -1,5 +1,5 @@
-"""_ready.py — the short way for a call like an earlier one: same shapes, strides, types, devices and scalars. Then a plan
-and the outputs' shapes are known, and only pointers have to be filled in."""
+"""_ready.py — the short way for a call like an earlier one: same shapes, strides, types, devices and scalars.
+Then a plan and the outputs' shapes are known, and only pointers have to be filled in."""
 import ctypes as c
 import threading
 
@@ -12,8 +12,8 @@ from ._cuda import cuda_workspace, stream_getter
 ready_calls = {}        # signature -> function of (q, k, v, extras)
 _KEPT = 256
 _TENSORS_SIZE = c.sizeof(L.Tensors)
-_EXTRAS = ("bias", "mask", "alibi_slopes", "sinks", "cu_seqlens_q", "cu_seqlens_kv", "seqused_q", "seqused_kv",
-           "leftpad_kv", "kv_batch_index", "block_table")      # fields of attn_tensors and arguments alike
+_EXTRAS = ("bias", "mask", "alibi_slopes", "sinks", "cu_seqlens_q", "cu_seqlens_kv", "seqused_q",
+           "seqused_kv", "leftpad_kv", "kv_batch_index", "block_table")     # as in attn_tensors
 _local = threading.local()
 
 
@@ -33,12 +33,14 @@ def given_extras(*values):
 
 
 def signature(torch_tensors, q, k, v, extras, *scalars):
-    """Everything a plan depends on, or None if these arrays have no short way (lists, mixed libraries, DLPack)."""
+    """Everything a plan depends on, or None if these arrays have no short way (lists, mixed libraries,
+    DLPack)."""
     try:
         if torch_tensors:
             if q.requires_grad or k.requires_grad or (v is not None and v.requires_grad):
                 return None
-            key = (q.shape, q.stride(), q.dtype, q.get_device(), k.shape, k.stride(), k.dtype, k.get_device(), scalars)
+            key = (q.shape, q.stride(), q.dtype, q.get_device(), k.shape, k.stride(), k.dtype, k.get_device(),
+                   scalars)
             if v is not None:
                 key += (v.shape, v.stride(), v.dtype, v.get_device())
             for name, x in extras:
@@ -99,7 +101,8 @@ def append_ready(torch_tensors, plan, cuda, index, q_out):
 def remember(key, torch_tensors, q, call, plan, out, lse):
     if len(ready_calls) >= _KEPT:
         ready_calls.clear()
-    ready_calls[key] = _torch_ready(q, call, plan, out, lse) if torch_tensors else _numpy_ready(plan, out, lse)
+    ready_calls[key] = (_torch_ready(q, call, plan, out, lse) if torch_tensors
+                        else _numpy_ready(plan, out, lse))
 
 
 def _address(x):
@@ -118,8 +121,8 @@ def _numpy_ready(plan, out, lse):
     def ready(q, k, v, extras):
         out = np.empty(shape, dtype)
         lse = None if lse_shape is None else np.empty(lse_shape, np.float32)
-        t = tensors(_TENSORS_SIZE, 0, _address(q), _address(k), None if v is None else _address(v), _address(out),
-                    None if lse is None else _address(lse))
+        t = tensors(_TENSORS_SIZE, 0, _address(q), _address(k), None if v is None else _address(v),
+                    _address(out), None if lse is None else _address(lse))
         for name, x in extras:
             setattr(t, name, _address(x))
         status = run(handle, t, cpu_workspace(size) if size else None, None)
@@ -133,8 +136,9 @@ def _numpy_ready(plan, out, lse):
 def _torch_ready(q, call, plan, out, lse):
     torch = torch_module()
     handle, size, run, tensors = plan.handle, plan.workspace, L.run, L.Tensors
-    alike, empty_like, empty_strided = out.shape == q.shape and q.is_contiguous(), torch.empty_like, torch.empty_strided
-    out_shape, out_stride, dtype, device, float32 = out.shape, out.stride(), out.dtype, out.device, torch.float32
+    alike = out.shape == q.shape and q.is_contiguous()
+    empty_like, empty_strided, float32 = torch.empty_like, torch.empty_strided, torch.float32
+    out_shape, out_stride, dtype, device = out.shape, out.stride(), out.dtype, out.device
     lse_shape, lse_stride = (None, None) if lse is None else (lse.shape, lse.stride())
     cuda, index = call.problem.device == L.CUDA, call.q.index
     raw_stream = stream_getter() if cuda else None
@@ -149,7 +153,8 @@ def _torch_ready(q, call, plan, out, lse):
                 workspace = buffer.data_ptr()
         elif size:
             workspace = cpu_workspace(size)
-        t = tensors(_TENSORS_SIZE, 0, q.data_ptr(), k.data_ptr(), None if v is None else v.data_ptr(), out.data_ptr())
+        t = tensors(_TENSORS_SIZE, 0, q.data_ptr(), k.data_ptr(), None if v is None else v.data_ptr(),
+                    out.data_ptr())
         if lse_shape is not None:
             lse = empty_strided(lse_shape, lse_stride, dtype=float32, device=device)
             t.lse = lse.data_ptr()

@@ -1,11 +1,13 @@
-"""The `device` of the torch tests: cpu, and cuda where torch sees one; ATTN_TEST_DEVICE=cpu|cuda takes that one alone."""
+"""The `device` of the torch tests: cpu, and cuda where torch sees one; ATTN_TEST_DEVICE=cpu|cuda takes that
+one alone."""
 import os
 import pathlib
 import sys
 
 import pytest
 
-sys.path[:0] = [str(pathlib.Path(__file__).resolve().parent), str(pathlib.Path(__file__).resolve().parents[1])]
+sys.path[:0] = [str(pathlib.Path(__file__).resolve().parent),
+                str(pathlib.Path(__file__).resolve().parents[1])]
 
 
 def _devices():

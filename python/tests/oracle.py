@@ -1,9 +1,10 @@
-"""oracle.py — attention in float64 NumPy, one row at a time, from the definition; independent of the package."""
+"""oracle.py — attention in float64 NumPy, one row at a time, from the definition; independent of the
+package."""
 import numpy as np
 
 
-def attention64(q, k, v, *, causal=False, top_left=False, window=(-1, -1), scale=None, softcap=0.0, slopes=None,
-                bias=None, mask=None, sinks=None):
+def attention64(q, k, v, *, causal=False, top_left=False, window=(-1, -1), scale=None, softcap=0.0,
+                slopes=None, bias=None, mask=None, sinks=None):
     """q [sq, h, d], k [sk, hk, d], v [sk, hk, dv] float64 → out [sq, h, dv], lse [h, sq]."""
     sq, heads, dim = q.shape
     sk, kv_heads = k.shape[0], k.shape[1]

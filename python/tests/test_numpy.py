@@ -24,7 +24,8 @@ def f64(x):
 
 def expect(q, k, v, **options):
     pairs = [attention64(f64(q[b]), f64(k[b]), f64(v[b]), **{n: (f64(x[b]) if n == "bias" else x[b])
-                         if n in ("bias", "mask") else x for n, x in options.items()}) for b in range(q.shape[0])]
+                         if n in ("bias", "mask") else x for n, x in options.items()})
+             for b in range(q.shape[0])]
     return np.stack([o for o, _ in pairs]), np.stack([l for _, l in pairs])
 
 
@@ -33,7 +34,8 @@ def expect(q, k, v, **options):
 def test_options_against_float64(data):
     draw = data.draw
     dtype = draw(st.sampled_from(sorted(DTYPES)))
-    batch, kv_heads, group = draw(st.integers(1, 2)), draw(st.integers(1, 2)), draw(st.sampled_from([1, 2, 3]))
+    batch, kv_heads = draw(st.integers(1, 2)), draw(st.integers(1, 2))
+    group = draw(st.sampled_from([1, 2, 3]))
     sq, sk = draw(st.integers(1, 70)), draw(st.integers(1, 90))
     d, dv = draw(st.sampled_from([1, 8, 19, 64, 80])), draw(st.sampled_from([1, 8, 33, 64]))
     heads = kv_heads * group
@@ -95,8 +97,8 @@ def test_packed_and_paged_and_cache():
     lengths_q, lengths_k = [3, 0, 5], [7, 4, 5]
     q, k, v = make(1, 8, 4, 16), make(2, 16, 2, 16), make(3, 16, 2, 16)
     cu_q, cu_k = (np.cumsum([0] + n).astype(np.int32) for n in (lengths_q, lengths_k))
-    out, lse = attn.attention(q, k, v, causal=True, cu_seqlens_q=cu_q, cu_seqlens_kv=cu_k, max_q_len=5, max_kv_len=7,
-                              return_lse=True)
+    out, lse = attn.attention(q, k, v, causal=True, cu_seqlens_q=cu_q, cu_seqlens_kv=cu_k, max_q_len=5,
+                              max_kv_len=7, return_lse=True)
     for b in range(3):
         rows, keys = slice(cu_q[b], cu_q[b + 1]), slice(cu_k[b], cu_k[b + 1])
         want, want_lse = attention64(f64(q[rows]), f64(k[keys]), f64(v[keys]), causal=True)
@@ -112,7 +114,8 @@ def test_packed_and_paged_and_cache():
 
 
 def test_calls_like_an_earlier_one():
-    """The second call of a kind takes the short way: other values, lengths, pages and masks must count in it."""
+    """The second call of a kind takes the short way: other values, lengths, pages and masks must count in
+    it."""
     k, v = make(1, 2, 9, 2, 16), make(2, 2, 9, 2, 16)
     pool_k, pool_v = make(3, 8, 3, 2, 16), make(4, 8, 3, 2, 16)
     for round_ in range(3):
@@ -125,13 +128,15 @@ def test_calls_like_an_earlier_one():
         latent = attn.attention(q, k, v_dim=8, seqused_kv=used)
         for b in range(2):
             n = used[b]
-            want, want_lse = attention64(f64(q[b]), f64(k[b, :n]), f64(v[b, :n]), mask=mask[b][..., :n], window=(4, 0))
+            want, want_lse = attention64(f64(q[b]), f64(k[b, :n]), f64(v[b, :n]), mask=mask[b][..., :n],
+                                         window=(4, 0))
             assert close(out[b], want, "float32") and close(lse[b], want_lse, "float32")
             flat_k, flat_v = (f64(x[table[b]].reshape(9, 2, 16)[:n]) for x in (pool_k, pool_v))
             assert close(paged[b], attention64(f64(q[b]), flat_k, flat_v)[0], "float32")
             assert close(latent[b], attention64(f64(q[b]), f64(k[b, :n]), f64(k[b, :n, :, :8]))[0], "float32")
     with pytest.raises(ValueError, match="seqused_kv"):
-        attn.attention(q, k, v, seqused_kv=np.array([10, 0], dtype=np.int32), mask=mask, window=[4, 0], return_lse=True)
+        attn.attention(q, k, v, seqused_kv=np.array([10, 0], dtype=np.int32), mask=mask, window=[4, 0],
+                       return_lse=True)
 
 
 def test_v_in_k():
@@ -175,7 +180,8 @@ def test_merge_is_the_whole():
 @pytest.mark.parametrize("arguments, error, text", [
     (dict(k=np.zeros((1, 4, 2, 8), np.float64)), TypeError, "k: dtype"),
     (dict(k=np.zeros((1, 4, 2, 9), np.float32)), ValueError, "k: head dim 9"),
-    (dict(k=np.zeros((1, 4, 3, 8), np.float32), v=np.zeros((1, 4, 3, 8), np.float32)), ValueError, "q_heads = 4"),
+    (dict(k=np.zeros((1, 4, 3, 8), np.float32), v=np.zeros((1, 4, 3, 8), np.float32)), ValueError,
+     "q_heads = 4"),
     (dict(v=np.zeros((1, 5, 2, 8), np.float32)), ValueError, "v: shape"),
     (dict(q=np.zeros((1, 4, 4, 16), np.float32)[..., ::2]), ValueError, "last dim must be contiguous"),
     (dict(q="text"), TypeError, "q: expected"),

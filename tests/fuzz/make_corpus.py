@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Write the seed inputs of the fuzz targets: python3 make_corpus.py corpus. What a fuzzer found later lies beside them."""
+"""Write the seed inputs of the fuzz targets: python3 make_corpus.py corpus. What a fuzzer found later lies
+beside them."""
 import json
 import pathlib
 import random
@@ -83,20 +84,24 @@ SAFETENSORS = {
     "not_exact": safe({"q": entry(shape=(2 ** 53 + 1,))}, bytes(24)),
     "unknown_dtype": safe({"q": entry("F4")}, bytes(24)),
     "duplicate": safe(None, bytes(24), text=b'{"q":%s,"q":%s}' % ((json.dumps(entry()).encode(),) * 2)),
-    "duplicate_escaped": safe(None, bytes(24), text=b'{"q":%s,"\\u0071":%s}' % ((json.dumps(entry()).encode(),) * 2)),
-    "duplicate_inside": safe(None, bytes(24), text=b'{"q":{"dtype":"F32","dtype":"F32","shape":[6],"data_offsets":[0,24]}}'),
+    "duplicate_escaped": safe(None, bytes(24),
+                              text=b'{"q":%s,"\\u0071":%s}' % ((json.dumps(entry()).encode(),) * 2)),
+    "duplicate_inside": safe(None, bytes(24),
+                             text=b'{"q":{"dtype":"F32","dtype":"F32","shape":[6],"data_offsets":[0,24]}}'),
     "not_object": safe(None, text=b"[1, 2]"),
     "not_json": safe(None, text=b"{q: 1}"),
     "bad_utf8": safe(None, bytes(24), text=b'{"\xff":%s}' % json.dumps(entry()).encode()),
     "bad_continuation": safe(None, bytes(24), text=b'{"\xc3(":%s}' % json.dumps(entry()).encode()),
     "surrogate": safe(None, bytes(24), text=b'{"\xed\xa0\x80":%s}' % json.dumps(entry()).encode()),
-    "utf8": safe(None, bytes(24), text='{"\u00e9\u20ac\U0001f600":%s}'.encode() % json.dumps(entry()).encode()),
+    "utf8": safe(None, bytes(24),
+                 text='{"\u00e9\u20ac\U0001f600":%s}'.encode() % json.dumps(entry()).encode()),
     "two_empty": safe({"b": entry(shape=(0,), offsets=(0, 0)), "a": entry(shape=(0,), offsets=(0, 0))}),
     "no_dtype": safe({"q": {"shape": [6], "data_offsets": [0, 24]}}, bytes(24)),
     "three_offsets": safe({"q": entry(offsets=(0, 12, 24))}, bytes(24)),
     "after_json": safe(None, bytes(24), text=json.dumps({"q": entry()}).encode() + b"x"),
     "deep": safe(None, text=b"[" * 2000),
-    "nul": safe(None, bytes(24), text=b'{"q\\u0000a":%s,"q\\u0000b":%s}' % ((json.dumps(entry()).encode(),) * 2)),
+    "nul": safe(None, bytes(24),
+                text=b'{"q\\u0000a":%s,"q\\u0000b":%s}' % ((json.dumps(entry()).encode(),) * 2)),
     "long_header": safe({}, length=2 ** 63),
     "short": b"\x01\x02\x03",
     "header_past_end": safe({}, length=1000),
@@ -110,7 +115,8 @@ def problems():
     for scores in [0, 1, 3, 7, 8, 16, 32, 64, 128, 255]:
         cases[f"scores_{scores}"] = bytes([2, 1, 1, 9, 17, 15, 15, 0, 0, scores, 0]) + dice.randbytes(20)
     for batching in [1, 2, 3, 4, 8, 12, 15, 16, 32, 48, 64, 68, 72, 128, 200]:
-        cases[f"batching_{batching}"] = bytes([3, 1, 2, 12, 33, 31, 7, 1, 1, 1, batching]) + dice.randbytes(20)
+        cases[f"batching_{batching}"] = bytes([3, 1, 2, 12, 33, 31, 7, 1, 1, 1,
+                                               batching]) + dice.randbytes(20)
     for i in range(8):
         cases[f"random_{i}"] = dice.randbytes(64)
     return cases
@@ -119,12 +125,14 @@ def problems():
 OPTIONS = {
     "plain": "--b 1 --hq 8 --sq 2k --d 64 --causal --dtype bf16",
     "lists": "--sq 1k,2k,4k --causal=0,1 --window 1,0/-1,2 --dtype f32,f16",
-    "everything": "--bias f16 --mask --alibi 2 --sinks --packed --packed-kv --q-total 9 --kv-total 9 --seqused-q --seqused "
-                  "--leftpad --batch-index --kv-batch 3 --page-size 16 --pages 99 --v-in-k --strict --top-left --softcap 30 "
-                  "--scale -0.5 --o-dtype f32 --kernel x,y --backend cuda --device 1 --threads 1,2 --splits 4 --layout bhsd",
+    "everything": "--bias f16 --mask --alibi 2 --sinks --packed --packed-kv --q-total 9 --kv-total 9 "
+                  "--seqused-q --seqused --leftpad --batch-index --kv-batch 3 --page-size 16 --pages 99 "
+                  "--v-in-k --strict --top-left --softcap 30 --scale -0.5 --o-dtype f32 --kernel x,y "
+                  "--backend cuda --device 1 --threads 1,2 --splits 4 --layout bhsd",
     "wrong": "--sq x --nothing --window 1 --dtype f8 -q --d",
     "equals": "--sq=1m --d=1024 --causal=1 -- operand --sq",
-    "huge": "--sq 1099511627776 --sk 1099511627776 --hq 1099511627776 --layout bhsd --bias f32 --page-size 3 --packed",
+    "huge": "--sq 1099511627776 --sk 1099511627776 --hq 1099511627776 --layout bhsd --bias f32 --page-size 3 "
+            "--packed",
     "empty_items": "--sq ,, --kernel ,a, --window /",
 }
 

@@ -1,4 +1,5 @@
-"""compat — drop-in modules: attn.compat.install() makes `import flash_attn`, `flash_attn_interface`, `flash_mla` ours."""
+"""compat — drop-in modules: attn.compat.install() makes `import flash_attn`, `flash_attn_interface`,
+`flash_mla` ours."""
 import importlib
 import sys
 
@@ -16,7 +17,8 @@ _NAMES = {
 def install(*names, force=False):
     """Put our modules under these import names (default: all of them).
 
-    A module that is already imported under such a name is left alone unless force=True. Returns the names set.
+    A module that is already imported under such a name is left alone unless force=True. Returns the names
+    set.
     """
     done = []
     for name, ours in _NAMES.items():

@@ -1,4 +1,5 @@
-"""_shared.py — what the compatibility modules have in common: refusals, conventions of LSE, the cache update."""
+"""_shared.py — what the compatibility modules have in common: refusals, conventions of LSE, the cache
+update."""
 import numpy as np
 import torch
 
@@ -49,8 +50,8 @@ def _refuse_overflow(k_cache, block_table, cache_seqlens, rows):
     """What can be seen without asking the device: lengths given as a number."""
     capacity = k_cache.shape[1] if block_table is None else block_table.shape[1] * k_cache.shape[1]
     if isinstance(cache_seqlens, int) and cache_seqlens + rows > capacity:
-        raise RuntimeError(f"{'k_cache' if block_table is None else 'block_table'}: the cache has room for {capacity} "
-                           f"tokens, the new keys need {cache_seqlens + rows}")
+        raise RuntimeError(f"{'k_cache' if block_table is None else 'block_table'}: the cache has room for "
+                           f"{capacity} tokens, the new keys need {cache_seqlens + rows}")
 
 
 def append(q, k_cache, v_cache, k, v, rotary_cos, rotary_sin, lengths, moving, **options):
@@ -65,9 +66,9 @@ def append(q, k_cache, v_cache, k, v, rotary_cos, rotary_sin, lengths, moving, *
     return (q if turned is None else turned), after
 
 
-def with_cache(q, k_cache, v_cache, k, v, rotary_cos, rotary_sin, cache_seqlens, cache_batch_idx, cache_leftpad,
-               block_table, causal, local, rotary_interleaved, cu_seqlens_q=None, max_q_len=None, cu_seqlens_new=None,
-               rotary_seqlens=None):
+def with_cache(q, k_cache, v_cache, k, v, rotary_cos, rotary_sin, cache_seqlens, cache_batch_idx,
+               cache_leftpad, block_table, causal, local, rotary_interleaved, cu_seqlens_q=None,
+               max_q_len=None, cu_seqlens_new=None, rotary_seqlens=None):
     """Append k, v (rotated) to the cache in place, rotate q; returns (q, keyword arguments for attention)."""
     batch = q.shape[0] if cu_seqlens_q is None else cu_seqlens_q.shape[0] - 1
     full = k_cache.shape[1] if block_table is None else block_table.shape[1] * k_cache.shape[1]
@@ -90,5 +91,6 @@ def with_cache(q, k_cache, v_cache, k, v, rotary_cos, rotary_sin, cache_seqlens,
         if cu_seqlens_new is None:
             _refuse_overflow(k_cache, block_table, cache_seqlens, k.shape[1])
         q, lengths = append(q, k_cache, v_cache, k, v, rotary_cos, rotary_sin, lengths, causal or local,
-                            rotary_interleaved=rotary_interleaved, cu_seqlens_new=cu_seqlens_new, **options, **more)
+                            rotary_interleaved=rotary_interleaved, cu_seqlens_new=cu_seqlens_new, **options,
+                            **more)
     return q, {"seqused_kv": lengths, **options}

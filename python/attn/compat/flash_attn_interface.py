@@ -1,41 +1,44 @@
 """flash_attn_interface — FlashAttention-3's functions with their signatures, on CPU and CUDA.
 
-attention_chunk, qv and float8 with descale tensors raise NotImplementedError. Rows that see no key: LSE = -inf.
+attention_chunk, qv and float8 with descale tensors raise NotImplementedError. Rows that see no key: LSE =
+-inf.
 """
 from .. import _api
 from ._shared import refuse, window, with_cache
 
 
 def _refuse_common(qv, q_descale, k_descale, v_descale, attention_chunk):
-    refuse(qv is not None, "qv", "give q and k the joint head dim and V as a view of K (attn.attention, v_dim=)")
+    refuse(qv is not None, "qv", "give q and k the joint head dim and V as a view of K (attn.attention, "
+                                 "v_dim=)")
     refuse(any(x is not None for x in (q_descale, k_descale, v_descale)), "float8 with descale")
     refuse(attention_chunk, "attention_chunk")
 
 
 def flash_attn_func(q, k, v, softmax_scale=None, causal=False, qv=None, q_descale=None, k_descale=None,
-                    v_descale=None, window_size=(-1, -1), attention_chunk=0, softcap=0.0, num_splits=1, pack_gqa=None,
-                    deterministic=False, sm_margin=0, return_attn_probs=False):
+                    v_descale=None, window_size=(-1, -1), attention_chunk=0, softcap=0.0, num_splits=1,
+                    pack_gqa=None, deterministic=False, sm_margin=0, return_attn_probs=False):
     """q (b, sq, h, d), k (b, sk, hk, d), v (b, sk, hk, dv) → out, or (out, lse)."""
     _refuse_common(qv, q_descale, k_descale, v_descale, attention_chunk)
-    return _api.attention(q, k, v, causal=causal, window=window(window_size), scale=softmax_scale, softcap=softcap,
-                          return_lse=return_attn_probs)
+    return _api.attention(q, k, v, causal=causal, window=window(window_size), scale=softmax_scale,
+                          softcap=softcap, return_lse=return_attn_probs)
 
 
 def flash_attn_varlen_func(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, seqused_q=None,
-                           seqused_k=None, softmax_scale=None, causal=False, qv=None, q_descale=None, k_descale=None,
-                           v_descale=None, window_size=(-1, -1), attention_chunk=0, softcap=0.0, num_splits=1,
-                           pack_gqa=None, deterministic=False, sm_margin=0, return_attn_probs=False):
+                           seqused_k=None, softmax_scale=None, causal=False, qv=None, q_descale=None,
+                           k_descale=None, v_descale=None, window_size=(-1, -1), attention_chunk=0,
+                           softcap=0.0, num_splits=1, pack_gqa=None, deterministic=False, sm_margin=0,
+                           return_attn_probs=False):
     """q (total_q, h, d), k and v (total_k, hk, d)."""
     _refuse_common(qv, q_descale, k_descale, v_descale, attention_chunk)
-    return _api.attention(q, k, v, causal=causal, window=window(window_size), scale=softmax_scale, softcap=softcap,
-                          cu_seqlens_q=cu_seqlens_q, cu_seqlens_kv=cu_seqlens_k, max_q_len=int(max_seqlen_q),
-                          max_kv_len=int(max_seqlen_k), seqused_q=seqused_q, seqused_kv=seqused_k,
-                          return_lse=return_attn_probs)
+    return _api.attention(q, k, v, causal=causal, window=window(window_size), scale=softmax_scale,
+                          softcap=softcap, cu_seqlens_q=cu_seqlens_q, cu_seqlens_kv=cu_seqlens_k,
+                          max_q_len=int(max_seqlen_q), max_kv_len=int(max_seqlen_k), seqused_q=seqused_q,
+                          seqused_kv=seqused_k, return_lse=return_attn_probs)
 
 
-def flash_attn_qkvpacked_func(qkv, softmax_scale=None, causal=False, q_descale=None, k_descale=None, v_descale=None,
-                              window_size=(-1, -1), attention_chunk=0, softcap=0.0, deterministic=False,
-                              num_heads_q=None, sm_margin=0, return_attn_probs=False):
+def flash_attn_qkvpacked_func(qkv, softmax_scale=None, causal=False, q_descale=None, k_descale=None,
+                              v_descale=None, window_size=(-1, -1), attention_chunk=0, softcap=0.0,
+                              deterministic=False, num_heads_q=None, sm_margin=0, return_attn_probs=False):
     """qkv (b, s, 3, h, d), or (b, s, h_q + 2 h_k, d) with num_heads_q."""
     if qkv.dim() == 5:
         q, k, v = qkv.unbind(dim=2)
@@ -60,12 +63,12 @@ def flash_attn_with_kvcache(q, k_cache, v_cache, k=None, v=None, qv=None, rotary
     refuse(page_table is not None and (cache_batch_idx is not None or cache_leftpad is not None),
            "page_table with cache_batch_idx or cache_leftpad")
     q, options = with_cache(q, k_cache, v_cache, k, v, rotary_cos, rotary_sin, cache_seqlens, cache_batch_idx,
-                            cache_leftpad, page_table, causal, tuple(window_size) != (-1, -1), rotary_interleaved,
-                            cu_seqlens_q, max_seqlen_q, cu_seqlens_k_new, rotary_seqlens)
+                            cache_leftpad, page_table, causal, tuple(window_size) != (-1, -1),
+                            rotary_interleaved, cu_seqlens_q, max_seqlen_q, cu_seqlens_k_new, rotary_seqlens)
     if cu_seqlens_q is not None:
         options.update(cu_seqlens_q=cu_seqlens_q, max_q_len=max_seqlen_q)
-    result = _api.attention(q, k_cache, v_cache, causal=causal, window=window(window_size), scale=softmax_scale,
-                            softcap=softcap, return_lse=return_softmax_lse, **options)
+    result = _api.attention(q, k_cache, v_cache, causal=causal, window=window(window_size),
+                            scale=softmax_scale, softcap=softcap, return_lse=return_softmax_lse, **options)
     return (*result, None, None) if return_softmax_lse else result
 
 

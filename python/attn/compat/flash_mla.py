@@ -13,8 +13,8 @@ __version__ = "1.0.0+attn"
 
 @dataclasses.dataclass
 class FlashMLASchedMeta:
-    """One object per decoding step, shared by all layers: the first call makes the schedule for its lengths. Remembers
-    the shapes that it was first used with."""
+    """One object per decoding step, shared by all layers: the first call makes the schedule for its lengths.
+    Remembers the shapes that it was first used with."""
     have_initialized: bool = False
     config: Optional[Any] = None
     tile_scheduler_metadata: Optional[Any] = None
@@ -28,12 +28,14 @@ def get_mla_metadata(*args, **kwargs):
 
 
 def flash_mla_with_kvcache(q, k_cache, block_table, cache_seqlens, head_dim_v, tile_scheduler_metadata,
-                           num_splits=None, softmax_scale=None, causal=False, is_fp8_kvcache=False, indices=None,
-                           attn_sink=None, extra_k_cache=None, extra_indices_in_kvcache=None, topk_length=None,
-                           extra_topk_length=None):
-    """q [b, s_q, h_q, d], k_cache [pages, page, h_k, d] → (out [b, s_q, h_q, head_dim_v], lse [b, h_q, s_q])."""
+                           num_splits=None, softmax_scale=None, causal=False, is_fp8_kvcache=False,
+                           indices=None, attn_sink=None, extra_k_cache=None, extra_indices_in_kvcache=None,
+                           topk_length=None, extra_topk_length=None):
+    """q [b, s_q, h_q, d], k_cache [pages, page, h_k, d] → (out [b, s_q, h_q, head_dim_v], lse [b, h_q,
+    s_q])."""
     refuse(indices is not None or extra_k_cache is not None or topk_length is not None
-           or extra_indices_in_kvcache is not None or extra_topk_length is not None, "sparse attention (indices)")
+           or extra_indices_in_kvcache is not None or extra_topk_length is not None,
+           "sparse attention (indices)")
     refuse(is_fp8_kvcache, "is_fp8_kvcache")
     if num_splits is not None:
         raise ValueError("num_splits must be None: it is a legacy slot")

@@ -6,16 +6,20 @@ def _positions(x, offsets, cu_seqlens):
     """Position of every token: [batch, seq], or [tokens] where packed."""
     if cu_seqlens is None:
         steps = torch.arange(x.shape[1], device=x.device)
-        return (steps + offsets)[None].expand(x.shape[0], -1) if isinstance(offsets, int) else offsets[:, None] + steps
+        if not isinstance(offsets, int):
+            return offsets[:, None] + steps
+        return (steps + offsets)[None].expand(x.shape[0], -1)
     tokens = torch.arange(x.shape[0], device=x.device)
-    sequence = torch.searchsorted(cu_seqlens[1:].contiguous(), tokens, right=True).clamp(max=cu_seqlens.shape[0] - 2)
+    sequence = torch.searchsorted(cu_seqlens[1:].contiguous(), tokens,
+                                  right=True).clamp(max=cu_seqlens.shape[0] - 2)
     start = cu_seqlens[sequence]
     return tokens - start + (offsets if isinstance(offsets, int) else offsets[sequence])
 
 
-def apply_rotary_emb(x, cos, sin, interleaved=False, inplace=False, seqlen_offsets=0, cu_seqlens=None, max_seqlen=None):
-    """x (b, s, h, d), or (total, h, d) with cu_seqlens; cos, sin (positions, rotary_dim / 2). Turns the first rotary_dim
-    columns of each head; computed in float32, rounded once."""
+def apply_rotary_emb(x, cos, sin, interleaved=False, inplace=False, seqlen_offsets=0, cu_seqlens=None,
+                     max_seqlen=None):
+    """x (b, s, h, d), or (total, h, d) with cu_seqlens; cos, sin (positions, rotary_dim / 2). Turns the first
+    rotary_dim columns of each head; computed in float32, rounded once."""
     half = cos.shape[-1]
     if 2 * half > x.shape[-1]:
         raise ValueError(f"rotary_dim {2 * half} is larger than the head dim {x.shape[-1]}")
