@@ -1,4 +1,4 @@
-/* decode_merge.cu — a warp, or a block where rows are few, adds the parts of a row in a fixed order; see
+/* decode_merge.cu — a warp, or some blocks where rows are few, adds the parts of a row in a fixed order; see
  * decode_merge.h. Parts are requested before their weights are known: the latency of memory is all that it costs. */
 #include "decode_merge.h"
 #include "ptx_decode.h"
@@ -120,8 +120,11 @@ template <int CHUNKS> __device__ __forceinline__ void merge(const attn_decode_me
         row.slots = attn_decode_slots_of(&a.shape, a.schedule, item);
     }
     if (row.slots.parts < 2 || r >= a.rows) return;     /* whole groups of warps that share a row */
+    /* Few rows: a block for each 128 columns of one. */
+    const int columns = (int)blockIdx.y * 128 * CHUNKS, v_dim = (int)a.p.v_dim;
+    const int columns_end = gridDim.y > 1 ? min(columns + 128 * CHUNKS, v_dim) : v_dim;
     part_batch<CHUNKS> batch;
-    request(batch, row, first, a.share, 0, o_end);
+    request(batch, row, first, a.share, columns, o_end);
     const attn_sequence s = attn_sequence_at(&a.p, &a.t, b);
     const bool exists = i < s.q_rows;
 
@@ -134,15 +137,15 @@ template <int CHUNKS> __device__ __forceinline__ void merge(const attn_decode_me
     for (int part = 32 + lane; part < row.slots.parts; part += 32) sum += part_weight(part_lse(row, part), top);
     sum = warp_sum(sum);
     const float sink = a.p.has_sinks && sum != 0 ? exp2f(a.t.sinks[h] * log2_e - top) : 0;
-    if (exists && a.t.lse && lane == 0 && first == 0)
+    if (exists && a.t.lse && lane == 0 && first == 0 && columns == 0)
         a.t.lse[attn_lse_offset(&a.p, &s, i, h)] = sum == 0 ? -INFINITY : (top + log2f(sum)) * ln_2;
     const float inverse = sum == 0 ? 0 : 1 / (sum + sink);
     const int64_t o_at = exists ? attn_q_offset(&s, a.p.o_stride, i, h) : 0;
-    for (int begin = 0; begin < a.p.v_dim; begin += 128 * CHUNKS) {
+    for (int begin = columns; begin < columns_end; begin += 128 * CHUNKS) {
         float4 o[CHUNKS];
 #pragma unroll
         for (int n = 0; n < CHUNKS; n++) o[n] = make_float4(0, 0, 0, 0);
-        if (begin) request(batch, row, first, a.share, begin, o_end);
+        if (begin > columns) request(batch, row, first, a.share, begin, o_end);
         add_parts(o, batch, row, first, a.share, begin, o_end, top, inverse);
         if (a.share > 1) {                  /* all warps have this row: they meet, and the first adds in order */
             __syncthreads();
@@ -162,7 +165,7 @@ template <int CHUNKS> __device__ __forceinline__ void merge(const attn_decode_me
 #pragma unroll
         for (int n = 0; n < CHUNKS; n++) {
             const int column = begin + 128 * n + 4 * lane;
-            if (exists && column < a.p.v_dim) store_4(a, o_at, column, o[n]);
+            if (exists && column < v_dim) store_4(a, o_at, column, o[n]);
         }
     }
 }

@@ -15,6 +15,13 @@ enum { MOST_QUERIES = 16, STRICT_BLOCKS = 32, OVERHEAD_BLOCKS = 2 };
 
 static int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+static mla_divider divider_of(int64_t d) {
+    mla_divider x = { 0, 31 };
+    while ((int64_t)1 << (x.shift - 31) < d) x.shift++;
+    x.magic = (uint32_t)((((uint64_t)1 << x.shift) + (uint64_t)d - 1) / (uint64_t)d);
+    return x;
+}
+
 /* Blocks of threads side by side on an item: 64 rows each. */
 static int64_t tiles_of(const attn_problem *p) {
     const int64_t rows = p->q_len * (p->q_heads / p->kv_heads);
@@ -49,6 +56,12 @@ static int64_t even_blocks(const attn_problem *p) {
     if (p->packed_q || p->packed_kv || p->has_seqused_q || p->has_seqused_kv || p->has_leftpad_kv) return 0;
     attn_sequence s = { .q_len = p->q_len, .kv_len = p->kv_len, .shift = p->top_left ? 0 : p->kv_len - p->q_len };
     return attn_decode_blocks(attn_decode_span(p, &s), MLA_KEYS);
+}
+
+/* Sequence b is row b of Q and K. */
+static int is_plain(const attn_problem *p) {
+    return !p->packed_q && !p->packed_kv && !p->has_seqused_q && !p->has_leftpad_kv && !p->has_kv_batch_index &&
+           (p->page_size || p->kv_batch >= p->batch);
 }
 
 /* ---- what can't be done ---- */
@@ -173,7 +186,7 @@ static attn_status launch_main(const attn_plan *plan, mla_decode_sm90_args *a, v
     const int cluster = cluster_of(&plan->problem);
     int64_t workers = a->shape.workers;
     if (!a->schedule) workers = (a->even.total - 1) / a->even.payload + 1;  /* those with work */
-    const attn_cuda_grid grid = { .blocks = workers * a->tiles, .threads = MLA_THREADS, .smem = MLA_SMEM,
+    const attn_cuda_grid grid = { .blocks = a->tiles, .blocks_y = workers, .threads = MLA_THREADS, .smem = MLA_SMEM,
                                   .cluster = cluster == 1 ? 0 : cluster, .overlap = 1 };
     void *arguments[] = { &map, &q_map, a };
     return attn_cuda_launch(plan, SLOT_MAIN, &grid, stream, arguments);
@@ -196,9 +209,12 @@ static attn_status run(const attn_plan *plan, const attn_tensors *tensors, void 
     mla_decode_sm90_args a = {
         .problem = *p, .tensors = t, .scale_log2 = p->scale * 1.4426950408889634f,
         .shape = shape_of(p, plan->schedule[PLAN_WORKERS], plan->splits),
-        .tiles = (int)tiles_of(p), .group = (int)(p->q_heads / p->kv_heads), .box_rows = (int)box_rows(p),
+        .tiles = (int)tiles_of(p), .group = (int)(p->q_heads / p->kv_heads),
+        .by_group = divider_of(p->q_heads / p->kv_heads), .by_page = divider_of(p->page_size ? p->page_size : 1),
+        .plain = is_plain(p), .kv_rows = p->page_size && !p->pages ? 0 : (int)p->kv_len, .box_rows = (int)box_rows(p),
         .q_even = q_even(p),
         .cache_first = tiles_of(p) == 1 };
+    a.hash = attn_decode_hash(&a.shape);
     char *parts = (char *)workspace + plan->schedule_bytes;
     a.o_part = (float *)(void *)parts;
     a.lse_part = a.o_part + attn_decode_parts_max(&a.shape) * a.tiles * MLA_ROWS * MLA_V;

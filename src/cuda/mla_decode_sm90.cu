@@ -7,7 +7,6 @@
 struct consumer {
     uint32_t base, record;      /* shared memory; record: of the part at hand */
     int warpgroup;              /* 0 holds V's columns 0 .. 255 and takes the first K tile of a pair, 1 the rest */
-    int tile;                   /* of rows: which 64 of the item's */
     int row;                    /* this thread's first row in the tile; the other is row + 8 */
     int high[2];                /* keys seen by both */
     int masked;                 /* from K tile number this on scores are masked */
@@ -291,20 +290,20 @@ ATTN_DEVICE void walk_first(consumer &x, int first, int blocks, float (&s)[32], 
     }
 }
 
-/* EAGER 1, 2: scores b | O += P a V a with P b meanwhile, O += P b V b, scores of the next b | ...
+/* EAGER 1, 2: scores b, O += P a V a with P b meanwhile, O += P b V b | scores of the next b ...
  * 0: O += P a V a, scores b, P b, O += P b V b: tile a isn't kept until b has come. */
 template <int BF16, int CLUSTER, int EAGER>
 ATTN_DEVICE void walk_second(consumer &x, int first, int blocks, float (&s)[32], float (&o)[128], softmax &r,
                              int &unclean) {
     float factor[2];
     if (blocks < 2) release_q(x);
-    else if (EAGER == 1) {
-        start_scores<BF16, 1, 0, MLA_CHUNKS>(x, s);
-        wait_scores(x, s);
-    }
 #pragma unroll 1
     for (int n = 0; n < blocks; n += 2) {
         uint32_t p[16];
+        if (n + 1 < blocks && EAGER && (EAGER == 1 || n > 0)) {
+            start_scores<BF16, 1, 0, MLA_CHUNKS>(x, s);
+            wait_scores(x, s);
+        }
         start_other<BF16, 1, 0>(x, first + n, o, r, n > 0, unclean);
         if (n + 1 == blocks || !EAGER) finish<CLUSTER, 1, 0, 0>(x, o);
         if (n + 1 == blocks) break;
@@ -318,10 +317,6 @@ ATTN_DEVICE void walk_second(consumer &x, int first, int blocks, float (&s)[32],
         if (rescale) scale_o(o, factor);
         start_own<BF16, 1, 1>(x, o, p, 1);
         finish<CLUSTER, 1, 1, 0>(x, o);
-        if (EAGER && n + 3 < blocks) {
-            start_scores<BF16, 1, 0, MLA_CHUNKS>(x, s);
-            wait_scores(x, s);
-        }
     }
 }
 
@@ -351,19 +346,20 @@ template <int BF16> ATTN_DEVICE void add_unclean(const mla_decode_sm90_args &a, 
 }
 
 /* Add up the warpgroups' sums, write LSE; 1 / l, 0 for a row that sees no key. */
-ATTN_DEVICE void close_rows(const mla_decode_sm90_args &a, const consumer &x, const softmax &r, uint32_t sums,
+ATTN_DEVICE void close_rows(const mla_decode_sm90_args &a, const consumer &x, const softmax &r, ring here,
                             float (&inverse)[2]) {
-    const uint32_t record = x.record;
+    const uint32_t record = x.record, sums = x.base + AT_SUMS + 512 * here.index;
     const int slot = PART(slot);
     float l[2] = { quad_sum(r.l[0]), quad_sum(r.l[1]) };
 #pragma unroll
     for (int i = 0; i < 2; i++)
         if (threadIdx.x % 4 == 0)
             smem_store(sums + 256 * x.warpgroup + 4 * (x.row + 8 * i), __float_as_uint(l[i]));
-    named_barrier_sync(3, 256);
+    mbarrier_arrive(x.base + SUMS_FULL + 8 * here.index);
+    mbarrier_wait(x.base + SUMS_FULL + 8 * here.index, here.parity);
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-        const row_place at = row_place_at(a, record, x.tile * MLA_ROWS + x.row + 8 * i);
+        const row_place at = row_place_at(a, record, row_tile() * MLA_ROWS + x.row + 8 * i);
         /* The same sum in both warpgroups: a + b = b + a. */
         l[i] += __uint_as_float(smem_load(sums + 256 * (1 - x.warpgroup) + 4 * (x.row + 8 * i)));
         const float lse = r.b[i] + log2_fast(l[i]);
@@ -373,69 +369,43 @@ ATTN_DEVICE void close_rows(const mla_decode_sm90_args &a, const consumer &x, co
             below += exp2_fast(a.tensors.sinks[at.head] * LOG2E - r.b[i]);
         inverse[i] = empty ? 0.f : __frcp_rn(below);
         if (threadIdx.x % 4 || x.warpgroup || !at.written) continue;
-        if (slot >= 0) a.lse_part[((int64_t)slot * a.tiles + x.tile) * MLA_ROWS + x.row + 8 * i] = empty ? -INF : lse;
+        if (slot >= 0) a.lse_part[((int64_t)slot * a.tiles + row_tile()) * MLA_ROWS + x.row + 8 * i] = empty ? -INF : lse;
         else if (a.tensors.lse) a.tensors.lse[at.lse] = empty ? -INF : lse * LN2;
     }
 }
 
-/* Half a row of O, 16 bytes a thread: the quad's threads exchange pairs of columns until each has 8 in a row. */
+/* Half of a row, a quad's 8 columns at a time: few instructions matter more here than wide ones. */
 template <int BF16, int SECOND>
 ATTN_DEVICE void store_row(float (&o)[128], uint16_t *to, int written, float inverse) {
-    const int lane = threadIdx.x & 3;
-    to += lane * 8;
 #pragma unroll
-    for (int g = 0; g < 8; g++) {
-        uint32_t x[4];
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            const int e = 16 * g + 4 * i + 2 * SECOND;
-            x[i] = inverse == 0.f ? 0 : pack16<BF16>(o[e] * inverse, o[e + 1] * inverse);
-        }
-#pragma unroll
-        for (int bit = 1; bit < 4; bit <<= 1)
-#pragma unroll
-            for (int i = 0; i < 4; i++)
-                if (!(i & bit)) {
-                    const uint32_t y = __shfl_xor_sync(~0u, lane & bit ? x[i] : x[i | bit], bit);
-                    if (lane & bit) x[i] = y;
-                    else x[i | bit] = y;
-                }
-        if (written) *(uint4 *)(to + 32 * g) = make_uint4(x[0], x[1], x[2], x[3]);
+    for (int g = 0; g < 32; g++) {
+        const float *x = &o[4 * g + 2 * SECOND];
+        const uint32_t y = inverse == 0.f ? 0 : pack16<BF16>(x[0] * inverse, x[1] * inverse);
+        if (written) *(uint32_t *)(to + 8 * g) = y;
     }
 }
-/* The same in f32: two threads exchange pairs of columns until each has 4 in a row. */
 template <int SECOND> ATTN_DEVICE void store_part_row(float (&o)[128], float *to, float inverse) {
-    const int odd = threadIdx.x & 1;
-    to += 2 * (threadIdx.x & 2) + 8 * odd;
 #pragma unroll
-    for (int g = 0; g < 32; g += 2) {
-        float x[2], y[2];       /* columns of eight g and of eight g + 1 */
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-            x[i] = inverse == 0.f ? 0.f : o[4 * g + 2 * SECOND + i] * inverse;
-            y[i] = inverse == 0.f ? 0.f : o[4 * g + 4 + 2 * SECOND + i] * inverse;
-            const float other = __shfl_xor_sync(~0u, odd ? x[i] : y[i], 1);
-            if (odd) x[i] = other;
-            else y[i] = other;
-        }
-        *(float4 *)(to + 8 * g) = make_float4(x[0], x[1], y[0], y[1]);
+    for (int g = 0; g < 32; g++) {
+        const float *x = &o[4 * g + 2 * SECOND];
+        *(float2 *)(to + 8 * g) = inverse == 0.f ? make_float2(0.f, 0.f) : make_float2(x[0] * inverse, x[1] * inverse);
     }
 }
 
 template <int BF16>
 ATTN_DEVICE void store_o(const mla_decode_sm90_args &a, const consumer &x, float (&o)[128], const float (&inverse)[2]) {
     const uint32_t record = x.record;
-    const int slot = PART(slot), columns = x.warpgroup * 256;
+    const int slot = PART(slot), columns = x.warpgroup * 256 + 2 * (threadIdx.x & 3);
     if (slot >= 0) {
-        float *to = a.o_part + (((int64_t)slot * a.tiles + x.tile) * MLA_ROWS + x.row) * MLA_V + columns;
+        float *to = a.o_part + (((int64_t)slot * a.tiles + row_tile()) * MLA_ROWS + x.row) * MLA_V + columns;
         store_part_row<0>(o, to, inverse[0]);
         store_part_row<1>(o, to + 8 * MLA_V, inverse[1]);
         return;
     }
     uint16_t *to = (uint16_t *)a.tensors.o + columns;
-    const row_place first = row_place_at(a, record, x.tile * MLA_ROWS + x.row);
+    const row_place first = row_place_at(a, record, row_tile() * MLA_ROWS + x.row);
     store_row<BF16, 0>(o, to + first.o, first.written, inverse[0]);
-    const row_place second = row_place_at(a, record, x.tile * MLA_ROWS + x.row + 8);
+    const row_place second = row_place_at(a, record, row_tile() * MLA_ROWS + x.row + 8);
     store_row<BF16, 1>(o, to + second.o, second.written, inverse[1]);
 }
 
@@ -450,18 +420,18 @@ template <int BF16, int G> ATTN_DEVICE void start_part(consumer &x, uint32_t rec
 }
 
 template <int BF16, int CLUSTER, int EAGER, int G>
-ATTN_DEVICE void consume(const mla_decode_sm90_args &a, uint32_t base, int tile) {
+ATTN_DEVICE void consume(const mla_decode_sm90_args &a, uint32_t base) {
     const int thread = threadIdx.x & 127;
     consumer x = {};
     ring slot = { 0, 0 };
     float o[128], s[32];
-    x.base = base, x.warpgroup = G, x.tile = tile, x.c = a.scale_log2;
+    x.base = base, x.warpgroup = G, x.c = a.scale_log2;
     x.row = thread / 32 * 16 + thread % 32 / 4;
     uint32_t following = next_part(base, slot);
     if (EAGER == 2) start_part<BF16, G>(x, following, s);
     for (;;) {
         const uint32_t record = x.record = following;
-        const int blocks = PART(blocks), row = tile * MLA_ROWS + x.row;
+        const int blocks = PART(blocks), row = row_tile() * MLA_ROWS + x.row;
         if (EAGER == 2) {
             wgmma_wait<0>();
             registers_pin(s);
@@ -471,7 +441,8 @@ ATTN_DEVICE void consume(const mla_decode_sm90_args &a, uint32_t base, int tile)
         softmax r = { { -INF, -INF }, { 0.f, 0.f }, { 0.f, 0.f } };
         int unclean = 0;
         float inverse[2];
-        x.high[0] = keys_seen(a, record, row / a.group), x.high[1] = keys_seen(a, record, (row + 8) / a.group);
+        x.high[0] = keys_seen(a, record, divide(row, a.by_group));
+        x.high[1] = keys_seen(a, record, divide(row + 8, a.by_group));
         x.masked = PART(seen_by_all) / MLA_KEYS;
         if (blocks > 0) {
             if (EAGER < 2) mbarrier_wait(base + Q_FULL, x.q);
@@ -486,7 +457,7 @@ ATTN_DEVICE void consume(const mla_decode_sm90_args &a, uint32_t base, int tile)
             start_part<BF16, G>(x, following, s);
         }
         if (unclean) add_unclean<BF16>(a, x, o);
-        close_rows(a, x, r, base + AT_SUMS + 512 * here.index, inverse);
+        close_rows(a, x, r, here, inverse);
         store_o<BF16>(a, x, o, inverse);
         __syncwarp();
         if (thread % 32 == 0) mbarrier_arrive(base + PART_EMPTY + 8 * here.index);
@@ -508,18 +479,17 @@ template <int CLUSTER> ATTN_DEVICE void make_barriers(uint32_t base) {
     for (int i = 0; i < MLA_PART_SLOTS; i++) {
         mbarrier_init(base + PART_FULL + 8 * i, 1);
         mbarrier_init(base + PART_EMPTY + 8 * i, PART_READERS);
+        mbarrier_init(base + SUMS_FULL + 8 * i, 256);
     }
     mbarrier_init_fence();
 }
 
 template <int CLUSTER>
-ATTN_DEVICE void feed(const mla_decode_sm90_args &a, const CUtensorMap *map, const CUtensorMap *q_map, uint32_t base,
-                      int worker, int tile) {
+ATTN_DEVICE void feed(const mla_decode_sm90_args &a, const CUtensorMap *map, const CUtensorMap *q_map, uint32_t base) {
     const int warp = threadIdx.x / 32;
-    if (warp == 3) load_q(a, q_map, base, tile);
-    else if (threadIdx.x == 64) walk(a, base, worker, tile);
-    else if (threadIdx.x == 0) copy_keys<CLUSTER>(a, map, base, 0);
-    else if (threadIdx.x == 32) copy_keys<CLUSTER>(a, map, base, 1);
+    if (warp == 3) load_q(a, q_map, base);
+    else if (threadIdx.x == 64) walk(a, base, blockIdx.y);
+    else if (threadIdx.x % 32 == 0) copy_keys<CLUSTER>(a, map, base, warp);
 }
 
 template <int BF16, int CLUSTER, int EAGER>
@@ -527,7 +497,6 @@ ATTN_DEVICE void block(const mla_decode_sm90_args &a, const CUtensorMap *map, co
     extern __shared__ uint8_t memory[];
     const uint32_t base = (smem_address(memory) + 1023) & ~1023u;
     const int warpgroup = __shfl_sync(~0u, threadIdx.x / 128, 0);   /* tells the compiler that it is uniform */
-    const int worker = blockIdx.x / a.tiles, tile = blockIdx.x - worker * a.tiles;
     if (threadIdx.x == 0) {
         make_barriers<CLUSTER>(base);
         tma_prefetch_map(map);
@@ -539,11 +508,11 @@ ATTN_DEVICE void block(const mla_decode_sm90_args &a, const CUtensorMap *map, co
     grid_release();
     if (warpgroup == 0) {
         warpgroup_registers_give<56>();     /* 504 of a lane's in all */
-        feed<CLUSTER>(a, map, q_map, base, worker, tile);
+        feed<CLUSTER>(a, map, q_map, base);
     } else {
         warpgroup_registers_take<224>();
-        if (warpgroup == 1) consume<BF16, CLUSTER, EAGER, 0>(a, base, tile);
-        else consume<BF16, CLUSTER, EAGER, 1>(a, base, tile);
+        if (warpgroup == 1) consume<BF16, CLUSTER, EAGER, 0>(a, base);
+        else consume<BF16, CLUSTER, EAGER, 1>(a, base);
     }
     if (CLUSTER > 1) {      /* no block ends while another one copies into it or arrives at its barriers */
         __syncwarp();

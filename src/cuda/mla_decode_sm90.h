@@ -22,6 +22,9 @@ enum {
                MLA_BARRIER_BYTES + MLA_PART_SLOTS * MLA_PART_BYTES
 };
 
+/* x / d = x * magic >> shift for 0 <= x < 2^31: a division costs a cold kernel 400 bytes of instructions. */
+typedef struct mla_divider { uint32_t magic, shift; } mla_divider;
+
 typedef struct mla_decode_sm90_args {
     attn_problem problem;
     attn_tensors tensors;
@@ -32,9 +35,13 @@ typedef struct mla_decode_sm90_args {
     float  scale_log2;          /* scores to powers of 2: scale * log2(e) */
     int    tiles;               /* blocks side by side on an item, 64 rows each */
     int    group;               /* query heads of a K/V head */
-    int    box_rows;            /* keys of one copy */
+    mla_divider by_group, by_page;
+    int    plain;               /* 1: sequence b is row b of Q and of K, from their first token on */
+    int    kv_rows;             /* keys that a sequence has room for */
+    int    box_rows;            /* keys of one copy, a power of two */
     int    q_even;              /* 1: the rows of an item lie evenly spaced in Q, as the map says */
     attn_decode_line even;      /* without a schedule */
+    uint32_t hash;              /* of the shape */
     int    cache_first;         /* 1: K is read once and not ahead, L2 need not keep it */
 } mla_decode_sm90_args;
 #endif

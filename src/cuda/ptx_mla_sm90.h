@@ -8,7 +8,7 @@
 
 ATTN_DEVICE uint32_t cluster_rank(void) {
     uint32_t rank;
-    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
     return rank;
 }
 /* All threads of all blocks; orders their earlier shared-memory accesses before the others' later ones. */
@@ -32,15 +32,20 @@ ATTN_DEVICE int mbarrier_ended(uint32_t barrier, uint32_t parity) {
 
 /* ---- copies ---- */
 
-
-/* As tma_load, into every block whose bit is in `blocks`, at the same address, each block's own barrier told. */
-template <int CACHE>
+/* tma_load with a policy chosen at run time. */
+ATTN_DEVICE void tma_load_policy(uint32_t to, const CUtensorMap *map, uint32_t barrier, int c0, int c1, int c2, int c3,
+                                 uint64_t policy) {
+    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+                 "[%0], [%1, {%3, %4, %5, %6}], [%2], %7;"
+                 :: "r"(to), "l"(map), "r"(barrier), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "l"(policy) : "memory");
+}
+/* The same into every block whose bit is in `blocks`, at the same address, each block's own barrier told. */
 ATTN_DEVICE void tma_load_multicast(uint32_t to, const CUtensorMap *map, uint32_t barrier, int c0, int c1, int c2,
-                                    int c3, uint32_t blocks) {
+                                    int c3, uint32_t blocks, uint64_t policy) {
     asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster"
                  ".L2::cache_hint [%0], [%1, {%3, %4, %5, %6}], [%2], %8, %7;"
                  :: "r"(to), "l"(map), "r"(barrier), "r"(c0), "r"(c1), "r"(c2), "r"(c3),
-                    "l"(tma_cache_policy<CACHE>()), "h"((uint16_t)blocks) : "memory");
+                    "l"(policy), "h"((uint16_t)blocks) : "memory");
 }
 /* A box that tma_load will fetch: bring it to L2. */
 ATTN_DEVICE void tma_prefetch(const CUtensorMap *map, int c0, int c1, int c2, int c3) {
