@@ -121,8 +121,8 @@ template <int CHUNKS> __device__ __forceinline__ void merge(const attn_decode_me
     }
     if (row.slots.parts < 2 || r >= a.rows) return;     /* whole groups of warps that share a row */
     /* Few rows: a block for each 128 columns of one. */
-    const int columns = (int)blockIdx.y * 128 * CHUNKS, v_dim = (int)a.p.v_dim;
-    const int columns_end = gridDim.y > 1 ? min(columns + 128 * CHUNKS, v_dim) : v_dim;
+    const int columns = CHUNKS > 1 ? 0 : 128 * (int)blockIdx.y, v_dim = (int)a.p.v_dim;
+    const int columns_end = CHUNKS > 1 || gridDim.y == 1 ? v_dim : min(columns + 128, v_dim);
     part_batch<CHUNKS> batch;
     request(batch, row, first, a.share, columns, o_end);
     const attn_sequence s = attn_sequence_at(&a.p, &a.t, b);

@@ -459,8 +459,7 @@ ATTN_DEVICE void consume(const mla_decode_sm90_args &a, uint32_t base) {
         if (unclean) add_unclean<BF16>(a, x, o);
         close_rows(a, x, r, here, inverse);
         store_o<BF16>(a, x, o, inverse);
-        __syncwarp();
-        if (thread % 32 == 0) mbarrier_arrive(base + PART_EMPTY + 8 * here.index);
+        mbarrier_arrive(base + PART_EMPTY + 8 * here.index);
         if (EAGER < 2) following = next_part(base, slot);
     }
 }

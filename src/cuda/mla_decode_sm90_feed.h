@@ -37,8 +37,8 @@ enum {
 };
 static_assert(BARRIERS_END <= AT_PARTS && STATE_UNCLEAN + 16 <= MLA_STATE_BYTES, "shared memory");
 
-/* Threads that release a record: a lane of each warp but the walker's. */
-enum { PART_READERS = 3 + 8 };
+/* Threads that release a record: all that read it (a lane for its warp would do, but racecheck doesn't follow that). */
+enum { PART_READERS = 2 + 32 + 256 };
 
 /* A place in a ring of barriers: which one, and the parity of the phase waited for next. */
 struct ring { uint32_t index, parity; };
@@ -80,7 +80,7 @@ ATTN_DEVICE uint32_t next_part(uint32_t base, ring &slot) {
     mbarrier_wait(base + PART_FULL + 8 * slot.index, slot.parity);
     return base + AT_PARTS + slot.index * MLA_PART_BYTES;
 }
-/* One thread of a warp that needs the record no more. */
+/* A thread that needs the record no more. */
 ATTN_DEVICE void release_part(uint32_t base, ring &slot) {
     mbarrier_arrive(base + PART_EMPTY + 8 * slot.index);
     ring_next<MLA_PART_SLOTS>(slot);
@@ -249,7 +249,7 @@ template <int CLUSTER> ATTN_DEVICE void prefetch_tile(const copier &x, box from)
 
 /* Pairs bring K tiles to L2 this many ahead of their copy: giving a buffer back and its new contents' arrival lie on
  * the critical path, and L2 is nearer than memory. A block by itself waits for memory as such: there it costs 8 %. */
-enum { MLA_AHEAD = 2 };
+enum { MLA_AHEAD = 1 };
 
 /* The K tiles of a part: boxes are looked up, pages and all, MLA_AHEAD tiles before they are copied. */
 template <int CLUSTER>
@@ -366,8 +366,7 @@ ATTN_DEVICE void load_q(const mla_decode_sm90_args &a, const CUtensorMap *q_map,
             else if (lane == 0) copy_rows(a, q_map, base, record);
         }
         __syncwarp();
-        if (lane == 0) mbarrier_arrive(base + PART_EMPTY + 8 * slot.index);
-        ring_next<MLA_PART_SLOTS>(slot);
+        release_part(base, slot);
     }
 }
 #endif
