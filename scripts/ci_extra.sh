@@ -5,7 +5,8 @@ cd "$(dirname "$0")/.."
 jobs=$(nproc)
 
 echo "== ASan + UBSan"
-cmake -S . -B build-asan -DATTN_CUDA=OFF -DCMAKE_BUILD_TYPE=RelWithDebInfo -DATTN_SANITIZE=address,undefined >/dev/null
+cmake -S . -B build-asan -DATTN_CUDA=OFF -DCMAKE_BUILD_TYPE=RelWithDebInfo \
+    -DATTN_SANITIZE=address,undefined >/dev/null
 cmake --build build-asan -j "$jobs" >/dev/null
 ATTN_CHECK_CASES=0.3 ctest --test-dir build-asan --output-on-failure --timeout 600 -E 'package|learn|pages'
 

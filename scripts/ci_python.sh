@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# ci_python.sh — the Python package, the Python lessons and the course's documents, in an environment of their own.
+# ci_python.sh — the Python package, the Python lessons and the course's documents, in an environment of their
+# own.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 env=build-python-env
 
 if [ ! -x $env/bin/pip ]; then
-    python3 -m venv $env 2>/dev/null || { [ "$(id -u)" = 0 ] && apt-get install -y -qq python3-venv >/dev/null && python3 -m venv $env; }
+    python3 -m venv $env 2>/dev/null ||
+        { [ "$(id -u)" = 0 ] && apt-get install -y -qq python3-venv >/dev/null && python3 -m venv $env; }
 fi
 $env/bin/pip install -q -r learn/requirements.txt pytest hypothesis ml_dtypes transformers
 export PYTHON=$PWD/$env/bin/python ATTN_LIBRARY=$PWD/build/libattn.so PYTHONDONTWRITEBYTECODE=1

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# setup.sh — make sure the build's packages are there: install them when we can, else print the one line to run.
+# setup.sh — make sure the build's packages are there: install them when we can, else print the line to run.
 set -eu
 need=()
 has() { command -v "$1" >/dev/null 2>&1; }
@@ -9,7 +9,7 @@ has make || need+=(make)
 has pkg-config || need+=(pkg-config)
 printf '#include <cjson/cJSON.h>\n' | cc -E -x c - >/dev/null 2>&1 || need+=(libcjson-dev)
 if [ "${1:-}" = test ]; then
-    printf '#include <stdarg.h>\n#include <stddef.h>\n#include <setjmp.h>\n#include <stdint.h>\n#include <cmocka.h>\n' |
+    printf '#include <%s.h>\n' stdarg stddef setjmp stdint cmocka |
         cc -E -x c - >/dev/null 2>&1 || need+=(libcmocka-dev)
     has g++ || need+=(g++)
     has python3 || need+=(python3)

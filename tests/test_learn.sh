@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# test_learn.sh BUILD_FOLDER — every lesson runs without a GPU, every exercise accepts its solution and nothing else.
+# test_learn.sh BUILD_FOLDER — every lesson runs without a GPU, every exercise accepts its solution and
+# nothing else.
 set -u
 build=$1
 learn=$build/learn
@@ -8,7 +9,8 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 export LEARN_FOLDER=$source LEARN_BUILD=$work LEARN_PROGRESS=$work/progress.json
 
-# verdict WANTED_EXIT WORD LABEL COMMAND...: exit code as wanted (0, or "wrong": anything else) and WORD in the output
+# verdict WANTED_EXIT WORD LABEL COMMAND...: exit code as wanted (0, or "wrong": anything else) and WORD in
+# the output
 verdict() {
     local wanted=$1 word=$2 label=$3 log=$work/log.$BASHPID
     shift 3
@@ -29,7 +31,9 @@ spawn() {
 
 # What this Python can do: asked once, since importing torch takes seconds.
 python=${PYTHON:-python3} skipped=0 modules=
-for module in numpy torch triton; do "$python" -c "import $module" 2>/dev/null && modules="$modules $module"; done
+for module in numpy torch triton; do
+    "$python" -c "import $module" 2>/dev/null && modules="$modules $module"
+done
 can_python() {      # modules separated by commas
     local module
     for module in ${1//,/ }; do [[ " $modules " == *" $module "* ]] || return 1; done
@@ -41,21 +45,28 @@ lesson() { verdict 0 "All of it holds" "lesson $1" env LEARN_FACTS="$work/facts/
 for number in $("$learn" list | sed -n 's/^  \([0-9][0-9]\) .*cuda_basics.*/\1/p'); do
     lesson "$number" --sim
     for order in reverse 12345; do
-        spawn 0 "All of it holds" "lesson $number, threads in order $order" env SIM_ORDER=$order "$learn" run "$number" --sim
+        spawn 0 "All of it holds" "lesson $number, threads in order $order" \
+            env SIM_ORDER=$order "$learn" run "$number" --sim
     done
     spawn wrong "NO " "exercise $number with its holes" "$learn" check "$number" --sim
 done
-for number in $("$learn" list | sed -n 's/^  \([0-9][0-9]\) .*flash_attention.*\.cu.*/\1/p'); do      # plug-in kernels
-    [ "$number" = 35 ] && { verdict wrong "skipped: CuTe needs a GPU" "lesson 35" "$learn" run 35 --sim; continue; }
+# Plug-in kernels.
+for number in $("$learn" list | sed -n 's/^  \([0-9][0-9]\) .*flash_attention.*\.cu.*/\1/p'); do
+    if [ "$number" = 35 ]; then
+        verdict wrong "skipped: CuTe needs a GPU" "lesson 35" "$learn" run 35 --sim
+        continue
+    fi
     lesson "$number" --sim
     for order in reverse 12345; do
-        spawn 0 "All of it holds" "lesson $number, threads in order $order" env SIM_ORDER=$order "$learn" run "$number" --sim
+        spawn 0 "All of it holds" "lesson $number, threads in order $order" \
+            env SIM_ORDER=$order "$learn" run "$number" --sim
     done
 done
 verdict 0 "All of it holds" "lesson 38, threads in reverse order" env SIM_ORDER=reverse "$learn" run 38 --sim
-verdict 0 "ok" "attn check of a .cu file without a GPU" "$build/attn" check --kernel "$source/flash_attention/flash_v2.cu" \
-    --hq 2 --hkv 1 --sq 33,65 --sk 40 --d 8 --causal
-for number in $("$learn" list | sed -n 's/^  \([0-9][0-9]\) .*\(flash_mla\|flash_v2_backward\).*\.c.*/\1/p'); do
+verdict 0 "ok" "attn check of a .cu file without a GPU" "$build/attn" check \
+    --kernel "$source/flash_attention/flash_v2.cu" --hq 2 --hkv 1 --sq 33,65 --sk 40 --d 8 --causal
+for number in $("$learn" list |
+    sed -n 's/^  \([0-9][0-9]\) .*\(flash_mla\|flash_v2_backward\).*\.c.*/\1/p'); do
     lesson "$number"
 done
 # Python lessons need NumPy, some also torch and Triton: run what this Python can, count the rest as skipped.
@@ -86,18 +97,21 @@ for file in "$source"/exercises/[0-9]*.py; do
     case ${name:0:2} in 0? | 36 | 37) needs=triton,torch ;; esac
     can_python $needs || { skipped=$((skipped + 1)); continue; }
     spawn wrong "NO " "exercise $name with its hole" env PYTHON="$python" "$learn" check "${name:0:2}"
-    spawn 0 "All of it holds" "solution $name" env PYTHON="$python" "$learn" check "${name:0:2}" --my "$source/exercises/solutions/$name"
+    spawn 0 "All of it holds" "solution $name" env PYTHON="$python" "$learn" check "${name:0:2}" \
+        --my "$source/exercises/solutions/$name"
 done
 if can_python numpy; then      # a learner's Python function is judged like any kernel
-    verdict 0 "ok" "a Python kernel" env PYTHON="$python" "$build/attn" check --kernel "$source/flash_attention/flash_v2.py" \
-        --hq 2 --sq 65 --sk 70 --d 16 --causal --fill ascending
+    verdict 0 "ok" "a Python kernel" env PYTHON="$python" "$build/attn" check \
+        --kernel "$source/flash_attention/flash_v2.py" --hq 2 --sq 65 --sk 70 --d 16 --causal --fill ascending
     mkdir "$work/python"
-    sed 's/o \* keep + p @ vj/o + p @ vj/' "$source/flash_attention/flash_v2.py" >"$work/python/flash_wrong.py"
+    sed 's/o \* keep + p @ vj/o + p @ vj/' "$source/flash_attention/flash_v2.py" \
+        >"$work/python/flash_wrong.py"
     cp "$source/flash_attention/lesson.py" "$work/python"
     can_python triton,torch && verdict 0 "ok" "a Triton kernel" env PYTHON="$python" "$build/attn" check \
-        --kernel "$source/flash_attention/flash_v1_triton.py" --hq 2 --hkv 1 --sq 33 --sk 40 --d 16 --causal --fill ascending
-    verdict wrong "WRONG" "a wrong Python kernel" env PYTHON="$python" "$build/attn" check --kernel "$work/python/flash_wrong.py" \
-        --hq 2 --sq 65 --sk 70 --d 16 --causal --fill ascending
+        --kernel "$source/flash_attention/flash_v1_triton.py" --hq 2 --hkv 1 --sq 33 --sk 40 --d 16 --causal \
+        --fill ascending
+    verdict wrong "WRONG" "a wrong Python kernel" env PYTHON="$python" "$build/attn" check \
+        --kernel "$work/python/flash_wrong.py" --hq 2 --sq 65 --sk 70 --d 16 --causal --fill ascending
 fi
 # The solution of an exercise: a file of its own, or the lesson itself.
 solution() {
@@ -107,7 +121,8 @@ solution() {
 }
 for pair in 11:naive 13:online_softmax 15:flash_v1 17:flash_v2; do
     verdict wrong "wrong" "exercise ${pair%:*} with its hole" "$learn" check "${pair%:*}"
-    verdict 0 "ok" "solution ${pair%:*}" "$learn" check "${pair%:*}" --my "$source/flash_attention/${pair#*:}.c"
+    verdict 0 "ok" "solution ${pair%:*}" "$learn" check "${pair%:*}" \
+        --my "$source/flash_attention/${pair#*:}.c"
 done
 for number in 23 24 25 26 27 28 29 30 31 32 33 34 35 38; do
     spawn wrong 'NO \|sim: ' "exercise $number with its hole" "$learn" check "$number" --sim
@@ -115,7 +130,8 @@ done
 verdict 0 "All of it holds" "solution 35" "$learn" check 35 --my "$(solution 35)"
 # An exercise is its lesson but for the hole: a lesson that changes must change here too.
 for number in 11 13 15 17 23 25 26 27 28 29 30 31 32 33 34 38; do
-    strange=$(diff "$(solution "$number")" "$source"/exercises/"$number"_* | grep '^>' | grep -v -e 'hole' -e 'hopper.h' -e 'parity = n / STAGES % 2;' -e '--my FILE' -e '^> *}$')
+    strange=$(diff "$(solution "$number")" "$source"/exercises/"$number"_* | grep '^>' |
+        grep -v -e 'hole' -e 'hopper.h' -e 'parity = n / STAGES % 2;' -e '--my FILE' -e '^> *}$')
     [ -z "$strange" ] && echo passed >>"$work/verdicts" && continue
     echo failed >>"$work/verdicts"
     echo "FAIL exercise $number differs from its lesson:
@@ -123,7 +139,8 @@ $strange"
 done
 for file in "$source"/exercises/mutants/[0-9]*.cu; do
     name=$(basename "$file")
-    spawn wrong "$(sed -n 's|^// rejected by: ||p' "$file")" "mutant $name" "$learn" check "${name:0:2}" --my "$file" --sim
+    spawn wrong "$(sed -n 's|^// rejected by: ||p' "$file")" "mutant $name" \
+        "$learn" check "${name:0:2}" --my "$file" --sim
 done
 
 mkdir "$work/mutants"
@@ -141,8 +158,10 @@ while IFS=$'\t' read -r number what change word; do
     *exercises/solutions/*) change="$change; s|\"\.\./|\"$source/exercises/|" ;;
     esac
     sed "$change" "$right" >"$mutant"
-    cmp -s <(sed "s|\"\.\./|\"$source/exercises/|" "$right") "$mutant" && echo "mutant $number ($what) changes nothing" >"$mutant"
-    spawn wrong "$word" "mutant $number: $what" env PYTHON="$python" "$learn" check "$number" --my "$mutant" --sim </dev/null
+    cmp -s <(sed "s|\"\.\./|\"$source/exercises/|" "$right") "$mutant" &&
+        echo "mutant $number ($what) changes nothing" >"$mutant"
+    spawn wrong "$word" "mutant $number: $what" \
+        env PYTHON="$python" "$learn" check "$number" --my "$mutant" --sim </dev/null
 done <"$source/exercises/mutants/more.txt"
 wait
 
@@ -153,7 +172,8 @@ verdict wrong "not yet" "quiz 01, wrong answer" bash -c "'$learn' quiz 01 --sim 
 verdict 0 "right" "quiz 11 (asks the benchmark)" bash -c "echo 2267 | '$learn' quiz 11"
 verdict 0 "right" "quiz 35 (asks the exercise's program)" bash -c "echo 4 | '$learn' quiz 35"
 # Every lesson has questions, and its run has counted the answers.
-right_answers() {       # NUMBER ANSWERS...: one a question, within the question's tolerance of what was counted
+# NUMBER ANSWERS...: one a question, within the question's tolerance of what was counted
+right_answers() {
     local number=$1 fact tolerance value line
     shift
     while IFS= read -r line; do
@@ -212,7 +232,8 @@ for number in $("$learn" list | sed -n 's/^  \([0-9][0-9]\) .*/\1/p'); do
 done
 verdict 0 "lessons run" "status" "$learn" status
 verdict wrong "no lesson" "unknown lesson" "$learn" run 99
-verdict wrong "does not compile" "a file that doesn't compile" bash -c "echo 'int main( {' >'$work/bad.cu'; '$learn' check 01 --my '$work/bad.cu' --sim"
+verdict wrong "does not compile" "a file that doesn't compile" \
+    bash -c "echo 'int main( {' >'$work/bad.cu'; '$learn' check 01 --my '$work/bad.cu' --sim"
 verdict 0 "ok" "doctor" "$learn" doctor
 failed=$(grep -c failed "$work/verdicts")
 echo "$(grep -c passed "$work/verdicts") passed, $failed failed, $skipped skipped"

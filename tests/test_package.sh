@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# test_package.sh BUILD — the installation as its users see it: moved, found by CMake and pkg-config, fetched as a
-# subproject, from C and C++; and what the library file exports and needs.
+# test_package.sh BUILD — the installation as its users see it: moved, found by CMake and pkg-config, fetched
+# as a subproject, from C and C++; and what the library file exports and needs.
 set -euo pipefail
 build=$(realpath "$1")
 source=$(realpath "$(dirname "$0")/..")
@@ -26,14 +26,16 @@ fi
 ok "install tree moves"
 if [ -x "$prefix/bin/attn" ]; then
     "$prefix/bin/attn" info >/dev/null || fail "moved command"
-    [ -f "$prefix/share/man/man1/attn.1" ] && [ -f "$prefix/share/bash-completion/completions/attn" ] || fail "manual"
+    [ -f "$prefix/share/man/man1/attn.1" ] && [ -f "$prefix/share/bash-completion/completions/attn" ] ||
+        fail "manual"
     ok "moved command runs; manual page and completion are there"
 fi
 
 # ---- header alone ----
 flags="-Wall -Wextra -Wpedantic -Werror -fsyntax-only -I$prefix/include"
 printf '#include <attn/attn.h>\nattn_problem p = ATTN_PROBLEM_INIT;\n' >"$work/header.c"
-printf '#include <attn/attn.h>\nattn_problem p = ATTN_PROBLEM_INIT; attn_options o = ATTN_OPTIONS_INIT; attn_tensors t = ATTN_TENSORS_INIT;\n' >"$work/header.cpp"
+printf '#include <attn/attn.h>\nattn_problem p = ATTN_PROBLEM_INIT;\n' >"$work/header.cpp"
+printf 'attn_options o = ATTN_OPTIONS_INIT; attn_tensors t = ATTN_TENSORS_INIT;\n' >>"$work/header.cpp"
 for standard in c11 c17; do quiet "$cc" -std=$standard -Wstrict-prototypes $flags "$work/header.c"; done
 for standard in c++17 c++20; do quiet "$cxx" -std=$standard $flags "$work/header.cpp"; done
 ok "header alone: C11, C17, C++17, C++20"
@@ -65,8 +67,8 @@ expect "$work/pkg"
 quiet "$cc" "$source/examples/first.c" $(pkg-config --cflags attn) "$libdir/libattn.a" \
     $(pkg-config --static --libs attn | sed 's/-lattn//') -o "$work/pkg_static"
 expect "$work/pkg_static"
-[ "$(pkg-config --modversion attn)" = "$("$prefix/bin/attn" --version 2>/dev/null | cut -d' ' -f2 || echo 0.1.0)" ] ||
-    fail "version in attn.pc"
+version=$("$prefix/bin/attn" --version 2>/dev/null | cut -d' ' -f2 || echo 0.1.0)
+[ "$(pkg-config --modversion attn)" = "$version" ] || fail "version in attn.pc"
 ok "pkg-config, shared and static"
 
 cat >"$work/consumer.cpp" <<'END'
@@ -124,7 +126,8 @@ diff "$work/promised" "$work/exported" || fail "exported symbols differ from att
 grep -o 'attn_[a-z_]*(' "$prefix/include/attn/attn.h" | tr -d '(' | sort -u >"$work/declared"
 comm -23 "$work/promised" "$work/declared" | grep . && fail "exported, but not in attn.h"
 ok "exported symbols are those of attn.map, all declared in attn.h"
-needed=$(readelf -d "$library" | sed -n 's/.*NEEDED.*\[\(.*\)\]/\1/p' | grep -Ev '^(libc|libm|libdl|libpthread|ld-linux.*)\.so' || true)
+needed=$(readelf -d "$library" | sed -n 's/.*NEEDED.*\[\(.*\)\]/\1/p' |
+    grep -Ev '^(libc|libm|libdl|libpthread|ld-linux.*)\.so' || true)
 [ -z "$needed" ] || fail "libattn.so needs $needed"
 readelf -d "$library" | grep -q TEXTREL && fail "TEXTREL"
 readelf -lW "$library" | grep GNU_STACK | grep -q 'RWE' && fail "executable stack"

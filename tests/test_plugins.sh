@@ -24,7 +24,8 @@ problem="--hq 2 --sq 9 --sk 9 --d 8 --fill gaussian"
 check() { run "$1" "$attn" check $problem --time-limit 2 --kernel "$here/plugins/$2.c"; }
 
 check 0 right;         says 'right.c +ok +1'
-check 1 wrong;         says 'WRONG wrong.c.*o\[b=0 i=3 h=0 d=2\]'; says 'attn check --kernel .*wrong.c .*--seed 1'
+check 1 wrong;         says 'WRONG wrong.c.*o\[b=0 i=3 h=0 d=2\]'
+                       says 'attn check --kernel .*wrong.c .*--seed 1'
 check 1 wrong_lse;     says 'WRONG wrong_lse.c.*lse'
 check 1 crash;         says 'FAILED|WRONG'; says 'crash'
 check 1 hang;          says 'FAILED hang.c.*no answer within'
@@ -41,7 +42,8 @@ run 2 "$attn" check $problem --kernel no_such_kernel; says 'no such kernel'
 run 1 "$attn" bench --hq 2 --sq 32 --d 16 --samples 2 --sample-ms 2 --threads 1 --json "$scratch/bench.json" \
     --csv "$scratch/bench.csv" --md "$scratch/bench.md" \
     --kernel "$here/plugins/crash.c,$here/plugins/wrong.c,$here/plugins/right.c,reference_fwd_scalar"
-says 'crash.c +1 +(FAILED|WRONG)'; says 'wrong.c +1 +WRONG'; says 'right.c +1 +ok'; says 'reference_fwd_scalar +1 +ok'
+says 'crash.c +1 +(FAILED|WRONG)'; says 'wrong.c +1 +WRONG'; says 'right.c +1 +ok'
+says 'reference_fwd_scalar +1 +ok'
 [ "$(wc -l <"$scratch/bench.csv")" = 5 ] || fail "CSV: not a header and 4 rows"
 [ "$(wc -l <"$scratch/bench.md")" = 6 ] || fail "Markdown: not a header, a rule and 4 rows"
 if command -v python3 >/dev/null; then
@@ -51,18 +53,21 @@ report = json.load(open(sys.argv[1]))
 assert report["schema"] == 1 and report["machine"]["threads"] >= 1 and "flop_convention" in report
 rows = {row["kernel"]: row for row in report["rows"]}
 assert len(rows) == 4, rows
-assert rows["wrong.c"]["check"] == "WRONG" and "time_ns_median" not in rows["wrong.c"] and rows["wrong.c"]["reason"]
+wrong = rows["wrong.c"]
+assert wrong["check"] == "WRONG" and "time_ns_median" not in wrong and wrong["reason"]
 for name in "right.c", "reference_fwd_scalar":
     row = rows[name]
     assert row["check"] == "ok" and row["samples"] >= 2 and row["flop"] == 2 * 2 * 32 * 32 * (16 + 16), row
-    assert 0 < row["time_ns_min"] <= row["time_ns_q25"] <= row["time_ns_median"] <= row["time_ns_q75"] <= row["time_ns_max"]
+    times = [row["time_ns_" + which] for which in ("min", "q25", "median", "q75", "max")]
+    assert 0 < times[0] and times == sorted(times), row
     assert row["gflop_per_s"] > 0 and 0 < row["share_of_ceiling"] < 1.2 and row["ceiling"], row
 PY
 fi
 
 # The lessons are right and count what they move: each reads less far memory than the one before.
 course=$here/../learn/flash_attention
-run 0 "$attn" bench --hq 1 --sq 256 --d 32 --causal --samples 2 --sample-ms 2 --threads 1 --json "$scratch/course.json" \
+run 0 "$attn" bench --hq 1 --sq 256 --d 32 --causal --samples 2 --sample-ms 2 --threads 1 \
+    --json "$scratch/course.json" \
     --kernel "$course/naive.c,$course/online_softmax.c,$course/flash_v1.c,$course/flash_v2.c"
 if command -v python3 >/dev/null; then
     python3 - "$scratch/course.json" >"$scratch/out" 2>&1 <<'PY' || fail "course.json"
