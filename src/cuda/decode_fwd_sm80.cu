@@ -605,6 +605,7 @@ template <int DTYPE, int DK, int DV, int ROWS, int RICH> PTX_INLINE void decode_
     for (int index = work.first_item; index <= work.last_item; index++) {
         const decode_item &item = items[index % ITEMS];
         const int known = min(index + 1, work.last_item);
+        f.index = max(f.index, index - 1);  /* items without keys ask for nothing: their records may be gone by now */
         uint32_t q[IN_REGISTERS ? DK / 16 : 1][4];
         if (IN_REGISTERS)
 #pragma unroll
