@@ -1,4 +1,5 @@
-/* build.c — nvcc for the GPU, or translator + g++ + simulator for the CPU; programs run as children with a time limit. */
+/* build.c — nvcc for the GPU, or translator + g++ + simulator for the CPU; programs run as children with a
+ * time limit. */
 #include "build.h"
 #include <errno.h>
 #include <signal.h>
@@ -31,7 +32,8 @@ const char *learn_build_folder(void) {
     return path;
 }
 
-/* One path out of parts; all of them have room for PATH bytes, and a longer one is refused when it is opened. */
+/* One path out of parts; all of them have room for PATH bytes, and a longer one is refused when it is
+ * opened. */
 enum { PATH = 1200 };
 static void join(char *path, const char *format, ...) {
     va_list args;
@@ -46,7 +48,8 @@ static int make_folders(const char *path) {
         if (path[i] == '/' || !path[i]) {
             snprintf(part, sizeof part, "%.*s", (int)i, path);
             if (mkdir(part, 0777) && errno != EEXIST) {
-                fprintf(stderr, "learn: %s: %s (set LEARN_BUILD to a folder that can be written)\n", part, strerror(errno));
+                fprintf(stderr, "learn: %s: %s (set LEARN_BUILD to a folder that can be written)\n", part,
+                        strerror(errno));
                 return 0;
             }
         }
@@ -55,8 +58,8 @@ static int make_folders(const char *path) {
 
 /* ---- children ---- */
 
-/* Run words[0] with its arguments; standard output to `output` if given. @return exit code, 128 + signal, 124 = too long,
- * 127 = no such program. */
+/* Run words[0] with its arguments; standard output to `output` if given. @return exit code, 128 + signal, 124
+ * = too long, 127 = no such program. */
 static int run_words(char *const *words, const char *output, const char *facts, int seconds) {
     fflush(stdout);
     const pid_t child = fork();
@@ -85,7 +88,8 @@ static int have_program(const char *name) {
 }
 
 static int have_gpu(void) {
-    char *const words[] = { "sh", "-c", "nvidia-smi -L >/dev/null 2>&1 && command -v nvcc >/dev/null 2>&1", NULL };
+    char *const words[] = { "sh", "-c", "nvidia-smi -L >/dev/null 2>&1 && command -v nvcc >/dev/null 2>&1",
+                            NULL };
     return run_words(words, NULL, NULL, 20) == 0;
 }
 
@@ -94,7 +98,8 @@ static int have_gpu(void) {
 static int compile(char *const *words, const char *output, const char *what) {
     const int code = run_words(words, output, NULL, COMPILE_SECONDS);
     if (code == 127) fprintf(stderr, "learn: %s is missing (learn doctor says what to install)\n", words[0]);
-    else if (code == 124) fprintf(stderr, "learn: %s: the compiler took more than %d s\n", what, COMPILE_SECONDS);
+    else if (code == 124)
+        fprintf(stderr, "learn: %s: the compiler took more than %d s\n", what, COMPILE_SECONDS);
     else if (code) fprintf(stderr, "learn: %s does not compile\n", what);
     return code;
 }
@@ -109,22 +114,26 @@ static int build_simulated(const char *file, const char *form, const char *build
     char script[PATH];
     join(script, "%s/sim/simulate.sh", learn_folder());
     setenv("LEARN_BUILD", build, 1);
-    return compile((char *[]){ "bash", script, (char *)form, "-o", (char *)program, (char *)file, NULL }, NULL, file);
+    return compile((char *[]){ "bash", script, (char *)form, "-o", (char *)program, (char *)file, NULL },
+                   NULL, file);
 }
 
 static int build_for_gpu(const char *file, const char *program) {
     char basics[PATH];
     join(basics, "-I%s/cuda_basics", learn_folder());
-    return compile((char *[]){ "nvcc", "-O3", "-std=c++17", "-arch=native", basics, (char *)file, "-o", (char *)program, NULL },
+    return compile((char *[]){ "nvcc", "-O3", "-std=c++17", "-arch=native", basics, (char *)file, "-o",
+                               (char *)program, NULL },
                    NULL, file);
 }
 
 /* ---- running ---- */
 
 static int explain_exit(int code, const char *file) {
-    if (code == 124) printf("learn: %s ran for more than %d s: a barrier that not all threads reach, or a loop without end?\n",
-                            file, RUN_SECONDS);
-    else if (code > 128) printf("learn: %s died of signal %d (%s)\n", file, code - 128, strsignal(code - 128));
+    if (code == 124)
+        printf("learn: %s ran for more than %d s: a barrier that not all threads reach, or a loop without "
+               "end?\n", file, RUN_SECONDS);
+    else if (code > 128)
+        printf("learn: %s died of signal %d (%s)\n", file, code - 128, strsignal(code - 128));
     return code;
 }
 
@@ -144,7 +153,8 @@ static void keep_far_bytes(const char *json, const char *facts) {
 
 static const char *python_program(void) { return getenv("PYTHON") ? getenv("PYTHON") : "python3"; }
 
-/* CuTe's headers come from a Python package: its compiler flags into the environment. @return 0 = not here, and said so */
+/* CuTe's headers come from a Python package: its compiler flags into the environment. @return 0 = not here,
+ * and said so */
 static int find_cute(void) {
     char script[PATH], flags[PATH], line[2048] = "";
     join(script, "%s/flash_attention/cute_flags.py", learn_folder());
@@ -169,12 +179,14 @@ static int run_attn(const learn_lesson *lesson, const char *file, int judge_only
     const int tensor_cores = cuda && (strstr(lesson->path, "mma") || strstr(lesson->path, "tma") ||
                                       strstr(lesson->path, "hopper") || strstr(lesson->path, "cute"));
     char *const type = tensor_cores ? "bf16" : "f32", *const device = cuda ? "cuda" : "cpu";
-    char *const judge[WORDS] = { attn, "check", "--kernel", (char *)file, "--b", "2", "--hq", "4", "--hkv", "2", "--sq",
-                                 "65,33", "--sk", "130", "--d", "40", "--dtype", type, "--causal", "--backend", device, NULL };
+    char *const judge[WORDS] = { attn, "check", "--kernel", (char *)file, "--b", "2", "--hq", "4", "--hkv",
+                                 "2", "--sq", "65,33", "--sk", "130", "--d", "40", "--dtype", type,
+                                 "--causal", "--backend", device, NULL };
     if (judge_only) return explain_exit(run_words(judge, NULL, NULL, RUN_SECONDS), file);
     join(json, "%s.json", facts);
-    char *const words[WORDS] = { attn, "bench", "--kernel", (char *)file, "--b", "1", "--hq", "4", "--sq", "1024", "--d", "64",
-                                 "--dtype", type, "--backend", device, facts ? "--json" : NULL, json, NULL };
+    char *const words[WORDS] = { attn, "bench", "--kernel", (char *)file, "--b", "1", "--hq", "4", "--sq",
+                                 "1024", "--d", "64", "--dtype", type, "--backend", device,
+                                 facts ? "--json" : NULL, json, NULL };
     const int code = explain_exit(run_words(words, NULL, NULL, RUN_SECONDS), file);
     if (facts) keep_far_bytes(json, facts);
     return code;
@@ -186,9 +198,11 @@ static int run_python(const learn_lesson *lesson, const char *file, const char *
     char path[3 * PATH];         /* exercises import the lessons that they change */
     snprintf(path, sizeof path, "%s/triton_basics", learn_folder());
     if (!strstr(file, "triton_basics"))
-        snprintf(path, sizeof path, "%s/%.*s", learn_folder(), (int)(base_name(lesson->path) - lesson->path), lesson->path);
+        snprintf(path, sizeof path, "%s/%.*s", learn_folder(), (int)(base_name(lesson->path) - lesson->path),
+                 lesson->path);
     setenv("PYTHONPATH", path, 1);
-    return explain_exit(run_words((char *[]){ (char *)python, (char *)file, NULL }, NULL, facts, RUN_SECONDS), file);
+    return explain_exit(run_words((char *[]){ (char *)python, (char *)file, NULL }, NULL, facts, RUN_SECONDS),
+                        file);
 }
 
 int learn_execute(const learn_lesson *lesson, const char *given, learn_where where, const char *facts) {
@@ -204,7 +218,7 @@ int learn_execute(const learn_lesson *lesson, const char *given, learn_where whe
     const int is_c = !strcmp(file + strlen(file) - 2, ".c");
     if (lesson->kind == CUDA_KERNEL && strstr(lesson->path, "cute") && !is_c) {
         join(program, "%s/exercises/solutions/35_swizzle.c", learn_folder());
-        if (facts) return learn_execute(lesson, program, where, facts);       /* the quiz asks what that computes */
+        if (facts) return learn_execute(lesson, program, where, facts);    /* the quiz asks for its numbers */
         if (simulated) printf("skipped: CuTe needs a GPU, the simulator doesn't compile it\n");
         if (simulated || !make_folders(learn_build_folder()) || !find_cute()) return 2;
     }
@@ -217,11 +231,15 @@ int learn_execute(const learn_lesson *lesson, const char *given, learn_where whe
     if (dot) *dot = 0;
     if (is_c) {
         char beside[PATH];       /* exercises share the lesson's header */
-        join(beside, "-I%s/%.*s", learn_folder(), (int)(base_name(lesson->path) - lesson->path), lesson->path);
-        if (compile((char *[]){ "cc", "-std=c11", "-O3", "-march=native", beside, file, "-o", program, "-lm", NULL }, NULL, file))
+        join(beside, "-I%s/%.*s", learn_folder(), (int)(base_name(lesson->path) - lesson->path),
+             lesson->path);
+        if (compile((char *[]){ "cc", "-std=c11", "-O3", "-march=native", beside, file, "-o", program, "-lm",
+                                NULL },
+                    NULL, file))
             return 1;
     } else if (simulated) {
-        if (build_simulated(file, lesson->kind == CUDA_KERNEL ? "-lesson" : "-program", build, program)) return 1;
+        if (build_simulated(file, lesson->kind == CUDA_KERNEL ? "-lesson" : "-program", build, program))
+            return 1;
     } else if (build_for_gpu(file, program)) {
         return 1;
     }
@@ -239,8 +257,8 @@ int learn_doctor(void) {
     int missing = 0;
     for (size_t i = 0; i < sizeof tools / sizeof *tools; i++) {
         const int have = have_program(tools[i].program);
-        printf("%-4s %-10s %s%s%s\n", have ? "ok" : "--", tools[i].program, tools[i].use, have ? "" : "; install ",
-               have ? "" : tools[i].package);
+        printf("%-4s %-10s %s%s%s\n", have ? "ok" : "--", tools[i].program, tools[i].use,
+               have ? "" : "; install ", have ? "" : tools[i].package);
         missing += !have && i < 4;
     }
     printf("%-4s %-10s %s\n", have_gpu() ? "ok" : "--", "GPU", have_gpu() ? "lessons run on it by default" :

@@ -14,7 +14,8 @@ typedef struct learn_lesson {
 
 extern const learn_lesson learn_lessons[];        /* ends with number NULL */
 
-/* Build and run `file` (NULL: the lesson itself). `facts`: file for the numbers it counts, or NULL. @return exit code */
+/* Build and run `file` (NULL: the lesson itself). `facts`: file for the numbers it counts, or NULL. @return
+ * exit code */
 int learn_execute(const learn_lesson *lesson, const char *file, learn_where where, const char *facts);
 int learn_doctor(void);
 const char *learn_folder(void);         /* learn/ of this checkout; LEARN_FOLDER overrides */

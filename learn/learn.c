@@ -1,5 +1,6 @@
 /* learn.c — the course's one command: list, next, run, check, quiz, hint, status, doctor.
- * A lesson is a program; this builds and runs it (on the GPU, or under the simulator), and keeps progress in one file. */
+ * A lesson is a program; this builds and runs it (on the GPU, or under the simulator), and keeps progress in
+ * one file. */
 #include "build.h"
 #include "progress.h"
 #include <stdio.h>
@@ -7,7 +8,8 @@
 #include <string.h>
 
 const learn_lesson learn_lessons[] = {
-#define LESSON(number, week, kind, path, title, exercise, hint) { number, week, kind, path, title, exercise, hint },
+#define LESSON(number, week, kind, path, title, exercise, hint)                                              \
+    { number, week, kind, path, title, exercise, hint },
 #include "lessons.def"
 #undef LESSON
     { NULL, 0, CUDA_PROGRAM, NULL, NULL, NULL, NULL },
@@ -53,7 +55,9 @@ static int list(void) {
 static int next(void) {
     const learn_lesson *l = first_open();
     if (!l) printf("All lessons done. Write your own: attn bench --kernel ./mine.c\n");
-    else printf("Next: lesson %s, %s.\n  read  learn/%s\n  run   learn run %s\n", l->number, l->title, l->path, l->number);
+    else
+        printf("Next: lesson %s, %s.\n  read  learn/%s\n  run   learn run %s\n", l->number, l->title, l->path,
+               l->number);
     return 0;
 }
 
@@ -62,13 +66,14 @@ static int status(void) {
     for (const learn_lesson *l = learn_lessons; l->number; l++, all++) {
         if (l->week != week) printf("%sweek %-2d ", week ? "\n" : "", l->week);
         week = l->week;
-        const int ran = learn_progress_has("run", l->number), checked = learn_progress_has("check", l->number);
+        const int ran = learn_progress_has("run", l->number),
+                  checked = learn_progress_has("check", l->number);
         printf(" %s[%c%c%c]", l->number, ran ? 'r' : '.', learn_progress_has("quiz", l->number) ? 'q' : '.',
                checked ? 'e' : '.');
         done += ran;
     }
-    printf("\n\n%d of %d lessons run. r = run, q = quiz answered, e = exercise accepted. Kept in %s\n", done, all,
-           learn_progress_path());
+    printf("\n\n%d of %d lessons run. r = run, q = quiz answered, e = exercise accepted. Kept in %s\n", done,
+           all, learn_progress_path());
     return 0;
 }
 
@@ -88,15 +93,17 @@ static int run(const learn_lesson *l, learn_where where) {
 /* The learner's file (or the exercise as shipped, which has holes and must fail) under the same checks. */
 static int check(const learn_lesson *l, const char *mine, learn_where where) {
     if (!mine && !*l->exercise) {
-        printf("Lesson %s has no exercise file: copy learn/%s, change it, and check that: learn check %s --my FILE\n",
-               l->number, l->path, l->number);
+        printf("Lesson %s has no exercise file: copy learn/%s, change it, and check that: learn check %s "
+               "--my FILE\n", l->number, l->path, l->number);
         return 2;
     }
     char path[1024];
     snprintf(path, sizeof path, "%s/%s", learn_folder(), l->exercise);
     const int code = learn_execute(l, mine ? mine : path, where, NULL);
     if (code == 0) learn_progress_add("check", l->number);
-    else if (!mine) printf("\nThe file still has its holes: edit learn/%s (learn hint %s helps).\n", l->exercise, l->number);
+    else if (!mine)
+        printf("\nThe file still has its holes: edit learn/%s (learn hint %s helps).\n", l->exercise,
+               l->number);
     return code;
 }
 
@@ -159,7 +166,8 @@ static int quiz_lesson(const learn_lesson *l, learn_where where) {
         }
         const double error = answers[i] > truth ? answers[i] - truth : truth - answers[i];
         const int ok = error <= quizzes[i].tolerance * (truth < 0 ? -truth : truth);
-        printf("%-32s you said %g, your run counted %g: %s\n", quizzes[i].fact, answers[i], truth, ok ? "right" : "not yet");
+        printf("%-32s you said %g, your run counted %g: %s\n", quizzes[i].fact, answers[i], truth,
+               ok ? "right" : "not yet");
         right += ok;
     }
     if (right == asked) learn_progress_add("quiz", l->number);
@@ -195,7 +203,8 @@ int main(int argc, char **argv) {
     if (!strcmp(verb, "doctor")) return learn_doctor();
     if (!strcmp(verb, "--help") || !strcmp(verb, "help")) { usage(); return 0; }
     const learn_lesson *l = lesson_named(name);
-    if (strcmp(verb, "run") && strcmp(verb, "check") && strcmp(verb, "quiz") && strcmp(verb, "hint")) return usage();
+    if (strcmp(verb, "run") && strcmp(verb, "check") && strcmp(verb, "quiz") && strcmp(verb, "hint"))
+        return usage();
     if (!l) {
         fprintf(stderr, "learn: no lesson \"%s\": learn list shows them\n", name ? name : "");
         return 2;

@@ -1,4 +1,5 @@
-/* progress.c — read and write the progress file with cJSON; it is replaced in one step, never half-written. */
+/* progress.c — read and write the progress file with cJSON; it is replaced in one step, never
+ * half-written. */
 #include "progress.h"
 #include <cjson/cJSON.h>
 #include <errno.h>

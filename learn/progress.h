@@ -1,4 +1,5 @@
-/* progress.h — what the learner has done, in one JSON file: {"run": ["01", ...], "quiz": [...], "check": [...]}. */
+/* progress.h — what the learner has done, in one JSON file: {"run": ["01", ...], "quiz": [...], "check":
+ * [...]}. */
 #ifndef LEARN_PROGRESS_H
 #define LEARN_PROGRESS_H
 const char *learn_progress_path(void);   /* LEARN_PROGRESS overrides */

@@ -1,5 +1,5 @@
-/* python_kernel.c — lets a Python function be checked, timed and ranked like any kernel: attn bench --kernel ./mine.py
- * This file is the plug-in; it keeps one Python process (python_kernel.py) and hands it the tensors through shared memory.
+/* python_kernel.c — lets a Python function be checked, timed and ranked like any kernel (--kernel ./mine.py):
+ * this plug-in keeps one Python process (python_kernel.py) and hands it the tensors through shared memory.
  * Compiled with PYTHON_SCRIPT (the learner's file) and PYTHON_RUNNER (python_kernel.py). */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
@@ -24,9 +24,12 @@ static int start(void) {
     const pid_t child = fork();
     if (child < 0) return 0;
     if (!child) {
-        if (dup2(python.memory, 100) < 0 || dup2(ends[1], 101) < 0 || dup2(100, 3) < 0 || dup2(101, 4) < 0) _exit(127);
-        for (int i = 5; i < 1024; i++) close(i);      /* or it would keep the caller's pipes, and its own line, open */
-        execlp(program ? program : "python3", program ? program : "python3", PYTHON_RUNNER, PYTHON_SCRIPT, (char *)NULL);
+        if (dup2(python.memory, 100) < 0 || dup2(ends[1], 101) < 0 || dup2(100, 3) < 0 || dup2(101, 4) < 0)
+            _exit(127);
+        for (int i = 5; i < 1024; i++) close(i);      /* or it would keep the caller's pipes, and its own
+                                                         line, open */
+        execlp(program ? program : "python3", program ? program : "python3", PYTHON_RUNNER, PYTHON_SCRIPT,
+               (char *)NULL);
         _exit(127);
     }
     close(ends[1]);
@@ -48,7 +51,8 @@ static int reserve(size_t bytes) {
 }
 
 /* Between a strided tensor and its dense copy [batch, rows, heads, dim]; in: 1 = into the copy. */
-static void copy(float *dense, char *tensor, attn_stride s, int64_t batch, int64_t rows, int64_t heads, int64_t dim, int in) {
+static void copy(float *dense, char *tensor, attn_stride s, int64_t batch, int64_t rows, int64_t heads,
+                 int64_t dim, int in) {
     for (int64_t b = 0; b < batch; b++)
         for (int64_t i = 0; i < rows; i++)
             for (int64_t h = 0; h < heads; h++, dense += dim) {
@@ -62,16 +66,18 @@ static attn_status run(const attn_problem *p, const attn_tensors *t, void *works
     (void)workspace, (void)stream;
     const int64_t q = p->batch * p->q_len * p->q_heads * p->qk_dim, kv = p->batch * p->kv_len * p->kv_heads,
                   o = p->batch * p->q_len * p->q_heads * p->v_dim, lse = p->batch * p->q_heads * p->q_len;
-    if (!start() || !reserve((size_t)(q + kv * (p->qk_dim + p->v_dim) + o + lse) * 4 + 4)) return ATTN_DEVICE_ERROR;
+    if (!start() || !reserve((size_t)(q + kv * (p->qk_dim + p->v_dim) + o + lse) * 4 + 4))
+        return ATTN_DEVICE_ERROR;
     float *dense_k = python.base + q, *dense_v = dense_k + kv * p->qk_dim, *dense_o = dense_v + kv * p->v_dim;
     copy(python.base, (char *)t->q, p->q_stride, p->batch, p->q_len, p->q_heads, p->qk_dim, 1);
     copy(dense_k, (char *)t->k, p->k_stride, p->batch, p->kv_len, p->kv_heads, p->qk_dim, 1);
     copy(dense_v, (char *)t->v, p->v_stride, p->batch, p->kv_len, p->kv_heads, p->v_dim, 1);
     memset(dense_o, 0xff, (size_t)(o + lse) * 4);
     char answer = 0;
-    if (dprintf(python.line, "%lld %lld %lld %lld %lld %lld %lld %d %d %.9g\n", (long long)p->batch, (long long)p->q_len,
-                (long long)p->kv_len, (long long)p->q_heads, (long long)p->kv_heads, (long long)p->qk_dim,
-                (long long)p->v_dim, (int)p->causal, (int)p->top_left, (double)p->scale) < 0 ||
+    if (dprintf(python.line, "%lld %lld %lld %lld %lld %lld %lld %d %d %.9g\n", (long long)p->batch,
+                (long long)p->q_len, (long long)p->kv_len, (long long)p->q_heads, (long long)p->kv_heads,
+                (long long)p->qk_dim, (long long)p->v_dim, (int)p->causal, (int)p->top_left,
+                (double)p->scale) < 0 ||
         read(python.line, &answer, 1) != 1 || answer != 'y') {
         python.owner = 0;       /* the interpreter has said why on stderr */
         return ATTN_DEVICE_ERROR;

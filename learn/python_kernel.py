@@ -1,9 +1,10 @@
-"""python_kernel.py SCRIPT — serve one attention function to python_kernel.c: tensors in shared memory, one line a call.
+"""python_kernel.py SCRIPT — serve one attention function to python_kernel.c: tensors in shared memory, one
+line a call.
 
-SCRIPT defines attention(q, k, v, **options) on float32 NumPy arrays [batch, seq, heads, dim], options causal, top_left,
-scale; it returns out, or (out, lse [batch, heads, q_len]). With PER_HEAD = True it is called for each head as
-attention(q, k, v, causal) on [seq, dim] arrays, with HEADS_FIRST = True for each sequence on torch tensors [heads, seq,
-dim]. An LSE that the function doesn't return is filled in here.
+SCRIPT defines attention(q, k, v, **options) on float32 NumPy arrays [batch, seq, heads, dim], options causal,
+top_left, scale; it returns out, or (out, lse [batch, heads, q_len]). With PER_HEAD = True it is called for
+each head as attention(q, k, v, causal) on [seq, dim] arrays, with HEADS_FIRST = True for each sequence on
+torch tensors [heads, seq, dim]. An LSE that the function doesn't return is filled in here.
 """
 import importlib.util
 import mmap
@@ -56,7 +57,8 @@ def call_torch(module, q, k, v, causal, top_left, scale):
     lse = np.empty((q.shape[0], q.shape[2], q.shape[1]), np.float32)
     group = q.shape[2] // k.shape[2]
     for b in range(q.shape[0]):
-        tensors = (np.ascontiguousarray(np.repeat(x[b], n, 1).transpose(1, 0, 2)) for x, n in ((q, 1), (k, group), (v, group)))
+        tensors = (np.ascontiguousarray(np.repeat(x[b], n, 1).transpose(1, 0, 2))
+                   for x, n in ((q, 1), (k, group), (v, group)))
         o, l = module.attention(*(module.torch.from_numpy(x).to(module.device) for x in tensors), causal)
         out[b], lse[b] = o.cpu().numpy().transpose(1, 0, 2), l.cpu().numpy()
     return out, lse
@@ -74,7 +76,8 @@ def call(module, q, k, v, causal, top_left, scale):
     group = q.shape[2] // k.shape[2]
     for b in range(q.shape[0]):
         for h in range(q.shape[2]):
-            out[b, :, h], lse[b, h] = module.attention(q[b, :, h], k[b, :, h // group], v[b, :, h // group], causal)
+            out[b, :, h], lse[b, h] = module.attention(q[b, :, h], k[b, :, h // group], v[b, :, h // group],
+                                                       causal)
     return out, lse
 
 
@@ -93,7 +96,8 @@ def serve(module):
             q, k, v, o, l = arrays
             out, lse = call(module, q, k, v, bool(causal), bool(top_left), float(scale))
             o[...] = out
-            l[...] = log_sum_exp(q, k, float(scale), visible(sq, sk, causal, top_left)) if lse is None else lse
+            l[...] = (log_sum_exp(q, k, float(scale), visible(sq, sk, causal, top_left)) if lse is None
+                      else lse)
             del q, k, v, o, l, arrays, out
         line.write(b"y")
 

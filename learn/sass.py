@@ -1,4 +1,5 @@
-"""sass.py — what the compiler made of a kernel: registers, spills and the instructions that matter, without a GPU.
+"""sass.py — what the compiler made of a kernel: registers, spills and the instructions that matter, without a
+GPU.
 
     python3 learn/sass.py learn/flash_attention/flash_mma.cu [sm_80]
 Needs nvcc and cuobjdump (CUDA's toolkit has it; Triton's Python package brings one).
@@ -12,7 +13,8 @@ import sys
 import tempfile
 
 INCLUDE = pathlib.Path(__file__).resolve().parents[1] / "include"
-WORTH_COUNTING = ["HGMMA", "HMMA", "LDSM", "LDGSTS", "LDG", "STG", "LDS", "STS", "MUFU", "FFMA", "SHFL", "BAR", "LDL", "STL"]
+WORTH_COUNTING = ["HGMMA", "HMMA", "LDSM", "LDGSTS", "LDG", "STG", "LDS", "STS", "MUFU", "FFMA", "SHFL",
+                  "BAR", "LDL", "STL"]
 
 
 def find_cuobjdump():
@@ -41,9 +43,12 @@ def main(source, target):
         return
     with tempfile.TemporaryDirectory() as folder:
         cubin = folder + "/kernel.cubin"
-        subprocess.run(["nvcc", "-O3", "-std=c++17", f"-arch={target}", "-cubin", "-I", str(INCLUDE), source, "-o", cubin], check=True)
-        use = subprocess.run(["cuobjdump", "-res-usage", cubin], executable=find_cuobjdump(), capture_output=True, text=True)
-        sass = subprocess.run(["cuobjdump", "-sass", cubin], executable=find_cuobjdump(), capture_output=True, text=True)
+        subprocess.run(["nvcc", "-O3", "-std=c++17", f"-arch={target}", "-cubin", "-I", str(INCLUDE), source,
+                        "-o", cubin], check=True)
+        use = subprocess.run(["cuobjdump", "-res-usage", cubin], executable=find_cuobjdump(),
+                             capture_output=True, text=True)
+        sass = subprocess.run(["cuobjdump", "-sass", cubin], executable=find_cuobjdump(), capture_output=True,
+                              text=True)
     registers = dict(re.findall(r"Function (\S+?):\s+REG:(\d+)", use.stdout + use.stderr))
     for part in sass.stdout.split("Function : ")[1:]:
         symbol = part.split()[0]

@@ -1,7 +1,9 @@
-"""record.py — run naive, flash v1, v2 and causal v2 and write what they load, compute and store into the player page.
+"""record.py — run naive, flash v1, v2 and causal v2 and write what they load, compute and store into the
+player page.
 
     python3 record.py [--check]        writes index.html beside this file; --check: fails if it is out of date
-The events come from the lessons themselves (learn/flash_attention/*.py): every far-memory access and every softmax step.
+The events come from the lessons themselves (learn/flash_attention/*.py): every far-memory access and every
+softmax step.
 """
 import json
 import pathlib
@@ -61,7 +63,8 @@ def record(module, causal):
         result = step(s, vj, o, m, l)
         i = next(e for e in reversed(far.events) if e[1] == "Q")
         j = next(e for e in reversed(far.events) if e[1] == "K")
-        far.events.append(["step", i[2], j[2], round(float(result[1][0, 0]), 3), round(float(result[2][0, 0]), 3)])
+        far.events.append(["step", i[2], j[2], round(float(result[1][0, 0]), 3),
+                           round(float(result[2][0, 0]), 3)])
         return result
     if step:
         module.softmax_step = watched
@@ -76,13 +79,16 @@ def record(module, causal):
 
 
 def page():
-    traces = {"naive": record(naive, False), "flash v1": record(flash_v1, False), "flash v2": record(flash_v2, False),
-              "flash v2, causal": record(flash_v2, True)}
+    traces = {"naive": record(naive, False), "flash v1": record(flash_v1, False),
+              "flash v2": record(flash_v2, False), "flash v2, causal": record(flash_v2, True)}
     facts = {"rows": ROWS, "keys": KEYS, "dim": DIM, "tile": TILE, "traces": traces}
     template = (HERE / "template.html").read_text()
-    table = "".join(f"<tr><td>{name}</td><td>{t['bytes']}</td><td>{sum(e[0] == 'load' for e in t['events'])}</td>"
-                    f"<td>{sum(e[0] == 'store' for e in t['events'])}</td></tr>" for name, t in traces.items())
-    return template.replace("/*TRACE*/null", json.dumps(facts, separators=(",", ":"))).replace("<!--TABLE-->", table)
+    table = "".join(f"<tr><td>{name}</td><td>{t['bytes']}</td>"
+                    f"<td>{sum(e[0] == 'load' for e in t['events'])}</td>"
+                    f"<td>{sum(e[0] == 'store' for e in t['events'])}</td></tr>"
+                    for name, t in traces.items())
+    page = template.replace("/*TRACE*/null", json.dumps(facts, separators=(",", ":")))
+    return page.replace("<!--TABLE-->", table)
 
 
 def main():

@@ -1,12 +1,13 @@
-"""conformance.py — does the simulator tell the truth? Lessons 01 to 05 run under it and on a GPU; the results must have
-the same bits, what the hardware's counters see is put beside what the simulator counted, and compute-sanitizer must
-find what the simulator finds in three wrong solutions.
+"""conformance.py — does the simulator tell the truth? Lessons 01 to 05 run under it and on a GPU; the results
+must have the same bits, what the hardware's counters see is put beside what the simulator counted, and
+compute-sanitizer must find what the simulator finds in three wrong solutions.
 
-    python3 learn/sim/conformance.py build FOLDER     (nvcc; no GPU needed) both programs of every lesson into FOLDER
-    python3 FOLDER/conformance.py run FOLDER          (a GPU) compare; also the counters if Nsight Compute (ncu) is there
+    python3 learn/sim/conformance.py build FOLDER  (nvcc; no GPU) both programs of every lesson into FOLDER
+    python3 FOLDER/conformance.py run FOLDER       (a GPU) compare; the counters too if Nsight Compute is here
 
-The GPU programs are built with -fmad=false, since the CPU's compiler does not fuse multiply and add, and with the
-simulator's sizes, so that both do the same work. FOLDER can be carried to another machine: nothing else is needed.
+The GPU programs are built with -fmad=false, since the CPU's compiler does not fuse multiply and add, and with
+the simulator's sizes, so that both do the same work. FOLDER can be carried to another machine: nothing else
+is needed.
 """
 import csv
 import io
@@ -41,10 +42,11 @@ def build(folder):
     for source in lessons + wrong:
         program = str(folder / (source.stem if source in lessons else "wrong_" + source.stem))
         codes = [f"-gencode=arch=compute_{t},code=sm_{t}" for t in TARGETS]
-        subprocess.run([os.environ.get("NVCC", "nvcc"), "-O3", "-std=c++17", "-lineinfo", "-fmad=false", "-DLESSON_SMALL",
-                        "-diag-suppress=128", "-I", str(SIM.parent / "cuda_basics"), *codes, str(source),
-                        "-o", program + ".gpu"], check=True)
-        subprocess.run(["bash", str(SIM / "simulate.sh"), "-program", "-o", program + ".sim", str(source)], check=True)
+        subprocess.run([os.environ.get("NVCC", "nvcc"), "-O3", "-std=c++17", "-lineinfo", "-fmad=false",
+                        "-DLESSON_SMALL", "-diag-suppress=128", "-I", str(SIM.parent / "cuda_basics"), *codes,
+                        str(source), "-o", program + ".gpu"], check=True)
+        subprocess.run(["bash", str(SIM / "simulate.sh"), "-program", "-o", program + ".sim", str(source)],
+                       check=True)
         print(f"built {source.stem}")
 
 
@@ -52,7 +54,8 @@ def run_program(program, folder, **variables):
     """Run it; its results as {name: (bytes, hash)}, in the order in which it made them."""
     results = folder / "results.txt"
     results.unlink(missing_ok=True)
-    done = subprocess.run([str(program)], env=dict(os.environ, LEARN_RESULTS=str(results), SIM_REPORT="0", **variables),
+    done = subprocess.run([str(program)], env=dict(os.environ, LEARN_RESULTS=str(results), SIM_REPORT="0",
+                                                   **variables),
                           capture_output=True, text=True, timeout=120)
     lines = results.read_text().splitlines() if results.exists() else []
     return [tuple(line.split("\t")) for line in lines], done
@@ -68,8 +71,9 @@ def hardware_counts(program):
     ncu = shutil.which("ncu") or shutil.which("/usr/local/cuda/bin/ncu")
     if not ncu:
         return None, "ncu is not installed"
-    done = subprocess.run([ncu, "--csv", "--clock-control", "none", "--cache-control", "none", "--print-kernel-base", "function",
-                           "--metrics", ",".join(METRICS), str(program)], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([ncu, "--csv", "--clock-control", "none", "--cache-control", "none",
+                           "--print-kernel-base", "function", "--metrics", ",".join(METRICS), str(program)],
+                          capture_output=True, text=True, timeout=300)
     start = done.stdout.find('"ID"')
     if start < 0:
         return None, "ncu gave no table: " + (done.stdout + done.stderr).strip()[-200:]
@@ -89,7 +93,8 @@ def compare_results(lesson, folder):
     again, _ = run_program(folder / (lesson + ".gpu"), folder)
     bad = sim.returncode != 0
     if not want or len(want) != len(got):
-        print(f"NO   {lesson}: {len(want)} results of the simulator, {len(got)} of the GPU: {gpu.stderr.strip()[-200:]}")
+        print(f"NO   {lesson}: {len(want)} results of the simulator, {len(got)} of the GPU: "
+              f"{gpu.stderr.strip()[-200:]}")
         return 1
     for s, g, a in zip(want, got, again):
         same = s == g == a
@@ -110,8 +115,8 @@ def compare_counts(lesson, folder):
             if seen is None or not (seen or counted[name]):
                 continue
             ratio = counted[name] / seen if seen else float("inf")
-            print(f"{'same' if counted[name] == seen else '    '} {kernel:<24} {name:<18} simulator {counted[name]:>10}  "
-                  f"GPU {seen:>10}  ratio {ratio:.3f}")
+            print(f"{'same' if counted[name] == seen else '    '} {kernel:<24} {name:<18} simulator "
+                  f"{counted[name]:>10}  GPU {seen:>10}  ratio {ratio:.3f}")
 
 
 def first_line(text, *words):
@@ -128,11 +133,13 @@ def compare_verdicts(folder):
     bad = 0
     for name, check in WRONG.items():
         _, sim = run_program(folder / f"wrong_{name}.sim", folder)
-        done = subprocess.run([tool, "--tool", check, "--error-exitcode", "9", str(folder / f"wrong_{name}.gpu")],
+        done = subprocess.run([tool, "--tool", check, "--error-exitcode", "9",
+                               str(folder / f"wrong_{name}.gpu")],
                               capture_output=True, text=True, timeout=300)
         both = sim.returncode != 0 and done.returncode == 9
         print(f"{'yes' if both else 'NO '}  {name}: simulator: {first_line(sim.stderr, 'sim:')}")
-        print(f"     {check}: {first_line(done.stdout, 'Error:', 'hazard', 'Invalid')} (exit code {done.returncode})")
+        print(f"     {check}: {first_line(done.stdout, 'Error:', 'hazard', 'Invalid')} (exit code "
+              f"{done.returncode})")
         bad += not both
     return bad
 
