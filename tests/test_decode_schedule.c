@@ -149,7 +149,8 @@ static void test_even_line(void **state) {
         check_batch(&x);
         const attn_decode_line line = attn_decode_even_line(&x.shape, x.blocks[0]);
         assert_int_equal(line.total, x.line.total);
-        assert_int_equal(line.payload, x.line.payload);
+        assert_true(line.payload >= x.line.payload && line.payload <= x.line.payload + x.line.payload / 16);
+        x.line.payload = line.payload;      /* perhaps longer: whole items */
         for (int32_t w = 0; w < x.shape.workers; w++) {
             const attn_decode_work a = attn_decode_work_of(&x.shape, &x.line, w),
                                    b = attn_decode_work_of(&x.shape, &line, w);
@@ -159,7 +160,24 @@ static void test_even_line(void **state) {
             assert_int_equal(attn_decode_item_parts(&x.shape, &line, i / x.shape.tiles, i % x.shape.tiles),
                              attn_decode_item_parts(&x.shape, &x.line, i / x.shape.tiles, i % x.shape.tiles));
         check_even_slots(&x, &line);
+        int32_t parts = 0;
+        for (int32_t i = 0; i < x.shape.batch * x.shape.tiles; i++)
+            parts += attn_decode_item_parts(&x.shape, &line, i / x.shape.tiles, i % x.shape.tiles);
+        if (attn_decode_even_whole(&x.shape, &line)) assert_int_equal(parts, x.shape.batch * x.shape.tiles);
     }
+}
+
+/* 128 sequences on 132 workers are not cut; one sequence is. */
+static void test_whole_items(void **state) {
+    (void)state;
+    attn_decode_shape shape = { .batch = 128, .tiles = 1, .block_keys = 64, .workers = 132, .overhead_blocks = 2,
+                                .least_blocks = 1, .max_blocks = 128 };
+    attn_decode_line line = attn_decode_even_line(&shape, 128);
+    assert_int_equal(line.payload, 130);
+    assert_true(attn_decode_even_whole(&shape, &line));
+    shape.batch = 1;
+    line = attn_decode_even_line(&shape, 128);
+    assert_false(attn_decode_even_whole(&shape, &line));
 }
 
 /* Blocks of a sequence: empty, edges, a window that begins within a block. */
@@ -190,7 +208,7 @@ static void test_validity(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_balanced), cmocka_unit_test(test_forced_splits), cmocka_unit_test(test_fixed_length),
-        cmocka_unit_test(test_even_line), cmocka_unit_test(test_blocks), cmocka_unit_test(test_validity),
+        cmocka_unit_test(test_even_line), cmocka_unit_test(test_whole_items), cmocka_unit_test(test_blocks), cmocka_unit_test(test_validity),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

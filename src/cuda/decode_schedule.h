@@ -133,7 +133,16 @@ ATTN_INLINE attn_decode_line attn_decode_even_line(const attn_decode_shape *shap
     attn_decode_line line = { 0, 0, blocks, 0, 0, attn_decode_cost(shape, blocks) };
     line.total = line.cost * shape->tiles * shape->batch;
     line.payload = attn_decode_payload(shape, line.total);
+    /* Whole items, if that makes the longest stretch hardly longer: nothing is left to merge then, and memory, not the
+     * workers, sets the pace. */
+    const int64_t whole = (attn_decode_items(shape) - 1) / shape->workers + 1, stretch = whole * line.cost;
+    if (attn_decode_balances(shape) && stretch - line.payload <= line.payload / 16 && stretch >= line.payload)
+        line.payload = (int32_t)stretch;
     return line;
+}
+/* 1: every item of an even line is done by one worker, none has parts. */
+ATTN_INLINE int attn_decode_even_whole(const attn_decode_shape *shape, const attn_decode_line *line) {
+    return attn_decode_balances(shape) && line->payload % line->cost == 0;
 }
 ATTN_INLINE int32_t attn_decode_line_blocks(const attn_decode_line *line, int32_t b) {
     return line->start ? line->blocks_of[b] : line->blocks;

@@ -147,7 +147,7 @@ static attn_status encode(cu_tensor_map *map, attn_dtype dtype, const void *at, 
     }
     const cu_result result = driver->TensorMapEncodeTiled(
         map, dtype == ATTN_BF16 ? CU_MAP_BF16 : CU_MAP_F16, 4, (void *)(uintptr_t)at, sizes, strides, box, ones,
-        CU_MAP_INTERLEAVE_NONE, CU_MAP_SWIZZLE_128B, CU_MAP_L2_256B, CU_MAP_FILL_ZEROS);
+        CU_MAP_INTERLEAVE_NONE, CU_MAP_SWIZZLE_128B, CU_MAP_L2_128B, CU_MAP_FILL_ZEROS);
     if (!result) return ATTN_OK;
     return attn_fail(ATTN_DEVICE_ERROR, "describing %s to the copy engine: %s", name, attn_cuda_error(driver, result));
 }
@@ -225,7 +225,8 @@ static attn_status run(const attn_plan *plan, const attn_tensors *tensors, void 
         if (!t.schedule) status = schedule(plan, &t, workspace, stream);
     }
     if (!status) status = launch_main(plan, &a, stream);
-    if (!status && parts_bytes(plan, &a.shape)) status = launch_merge(plan, &a, stream);
+    const int merges = a.schedule || !attn_decode_even_whole(&a.shape, &a.even);
+    if (!status && merges && parts_bytes(plan, &a.shape)) status = launch_merge(plan, &a, stream);
     return status;
 }
 
