@@ -15,7 +15,8 @@ enum { FEW_ROWS = 12,                                 /* query rows per K/V head
        MOST_ROWS = 128,                               /* and up to which it may, by splitting keys among threads */
        LONG_KEYS = 1024,                              /* if there are as many keys */
        ITEM_ROWS = 64,                                /* rows of all heads of an item: its sums stay in L1 and L2 */
-       AHEAD = 4096,                                  /* bytes from what is read to what is fetched */
+       AHEAD = 4096,                                  /* bytes from what is read to what is fetched, */
+       HEADS_AHEAD = 2,                               /* or heads, where they lie side by side */
        LEAST_KEYS = 256, STRICT_KEYS = 1024 };        /* keys of a part: at least; in strict mode always */
 /* schedule[]: */
 enum { PARTS, PART_KEYS, ITEM_HEADS, HEAD_ITEMS };
@@ -45,13 +46,13 @@ static void rows_of_chunk(decode *x, int64_t head, int64_t row, int rows, rows_a
     }
 }
 
-/* The rows to fetch while `list` is read at `at`: of one head AHEAD bytes ahead, else of the next head. */
+/* The rows to fetch while `list` is read at `head`: of one head AHEAD bytes ahead; of heads side by side those of the
+ * head after the next. */
 static rows_ahead next_rows(const decode *x, const char **list, int64_t head, int64_t head_step, int64_t bytes) {
-    const int64_t keys = at_least(1, at_most(CHUNK, AHEAD / bytes));
-    if (x->last && head + 1 == x->heads) return (rows_ahead){ { list, 0 }, 0 };
-    if (x->heads == 1) return (rows_ahead){ { list + keys, 0 }, bytes };
-    if (head + 1 == x->heads) return (rows_ahead){ { list + CHUNK, 0 }, bytes };
-    return (rows_ahead){ { list, (head + 1) * head_step }, bytes };
+    const int64_t keys = at_least(1, at_most(CHUNK, AHEAD / bytes)), next = head + HEADS_AHEAD;
+    if (x->heads == 1) return (rows_ahead){ { list + keys, 0 }, x->last ? 0 : bytes };
+    if (next < x->heads) return (rows_ahead){ { list, next * head_step }, bytes };
+    return (rows_ahead){ { list + CHUNK, (next - x->heads) * head_step }, x->last ? 0 : bytes };
 }
 
 static void head_of_chunk(decode *x, int64_t head) {
@@ -63,7 +64,7 @@ static void head_of_chunk(decode *x, int64_t head) {
     if (p->v_in_k) next_v.bytes = 0;
     x->finite = -1;
     for (int64_t row = 0; row < x->padded;) {
-        const int rows = x->padded - row >= 4 ? 4 : x->padded - row >= 2 ? 2 : 1;
+        const int rows = rows_of(x->padded - row);
         rows_of_chunk(x, head, row, rows, k, v, next_k, next_v);
         row += rows;
         next_k.bytes = next_v.bytes = 0;              /* once for all rows */

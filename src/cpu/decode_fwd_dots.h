@@ -2,7 +2,8 @@
  * row, and O += P V along a value's row. K and V are read once, row by row, wherever each row lies; while one block is
  * computed, the lines of the next one are on their way. */
 enum { CHUNK = 64,                                    /* keys at a time: two blocks of K and V stay in L2 */
-       ROWS = 4 };                                    /* query rows at a time */
+       ROWS = LANES / 2,                              /* query rows at a time: half of the registers are sums */
+       MOST_VECS = 8 };                               /* vectors of columns at a time */
 
 /* Rows of keys: key j's row is at row[j] + at bytes. */
 typedef struct { const char *const *row; int64_t at; } rows_at;
@@ -94,7 +95,7 @@ SIMD_INLINE void score_rows(const attn_dtype dtype, const int rows, const int64_
 SIMD_INLINE void value_tile(const attn_dtype dtype, const int rows, const int vecs, const int part, vmask tail,
                             const float *p, rows_at v, int64_t from, int64_t to, rows_ahead ahead, int64_t column,
                             const float *alpha, float *o, int64_t o_row) {
-    vec sums[ROWS][2 * ROWS];
+    vec sums[ROWS][MOST_VECS];
     SIMD_UNROLL
     for (int i = 0; i < rows; i++)
         SIMD_UNROLL
@@ -102,7 +103,7 @@ SIMD_INLINE void value_tile(const attn_dtype dtype, const int rows, const int ve
     SIMD_UNROLL_BY(2)
     for (int64_t j = from; j < to; j++) {
         const char *row = v.row[j] + v.at;
-        vec x[2 * ROWS];
+        vec x[MOST_VECS];
         if (ahead.bytes) fetch_row(ahead, j);
         SIMD_UNROLL
         for (int c = 0; c < vecs; c++)

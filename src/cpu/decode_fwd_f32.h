@@ -4,7 +4,8 @@
 
 #define WITH_ROWS(f, dtype, dim, ...) \
     do { \
-        if (rows == 4) f(dtype, 4, dim, __VA_ARGS__); \
+        if (ROWS == 8 && rows == 8) f(dtype, 8, dim, __VA_ARGS__); \
+        else if (rows == 4) f(dtype, 4, dim, __VA_ARGS__); \
         else if (rows == 2) f(dtype, 2, dim, __VA_ARGS__); \
         else f(dtype, 1, dim, __VA_ARGS__); \
     } while (0)

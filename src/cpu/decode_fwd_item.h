@@ -45,8 +45,9 @@ static int64_t carve(int64_t *used, int64_t bytes) {
     return at;
 }
 
-/* Kernels take 4 rows at a time, 2 or 1 at the end. */
-static int64_t padded_rows(int64_t rows) { return rows % ROWS == 3 ? rows + 1 : rows; }
+/* Kernels take ROWS rows at a time; 4, 2 or 1 at the end. */
+static int64_t padded_rows(int64_t rows) { return rows % 4 == 3 ? rows + 1 : rows; }
+static int rows_of(int64_t left) { return left >= ROWS ? ROWS : left >= 4 ? 4 : left >= 2 ? 2 : 1; }
 
 static decode_layout lay_out(const attn_problem *p, int64_t rows, int64_t heads, int split) {
     decode_layout a = { .padded = padded_rows(rows) };

@@ -17,8 +17,28 @@ static void load_query(const decode *x, int64_t head, int64_t row, float *to) {
     }
 }
 
-SIMD_INLINE pairs load_pairs(const char *row, int64_t d, int64_t dim) {
-    return pairs_of_bits(pairs_bits((const uint16_t *)(const void *)row + d, dim - d));
+/* WIDTH numbers of a row; `part`: those before its end, zeros behind. Whole vectors need no mask made at each load. */
+SIMD_INLINE vec load_bits(const int part, const char *row, int64_t d, int64_t dim) {
+    return part ? pairs_bits((const uint16_t *)(const void *)row + d, dim - d)
+                : v_load((const float *)(const void *)(row + 2 * d));
+}
+SIMD_INLINE pairs load_pairs(const int part, const char *row, int64_t d, int64_t dim) {
+    return pairs_of_bits(load_bits(part, row, d, dim));
+}
+
+/* sums[i][j] += q[i] . k[j] over WIDTH numbers. */
+SIMD_INLINE void pair_score_step(const int part, const int rows, int64_t d, int64_t dim, const float *q, int64_t q_row,
+                                 const char *const *row, vec *sums) {
+    const int keys = LANES / rows;
+    pairs x[ROWS];
+    SIMD_UNROLL
+    for (int i = 0; i < rows; i++) x[i] = pairs_of_bits(v_load(q + i * q_row + d / 2));
+    SIMD_UNROLL
+    for (int j = 0; j < keys; j++) {
+        const pairs y = load_pairs(part, row[j], d, dim);
+        SIMD_UNROLL
+        for (int i = 0; i < rows; i++) sums[i * keys + j] = pairs_dot(y, x[i], sums[i * keys + j]);
+    }
 }
 
 /* s[i][j] = q[i] . k[j] for `rows` query rows and LANES / rows keys. */
@@ -32,23 +52,19 @@ SIMD_INLINE void pair_score_tile(const int rows, int64_t dim, const float *q, in
     for (int j = 0; j < keys; j++) row[j] = k.row[j] + k.at;
     if (rows == 1) {
         SIMD_UNROLL
-        for (int j = 0; j < LANES; j++)
-            for (int64_t d = 0; d < dim; d += WIDTH)
-                sums[j] = pairs_dot(load_pairs(row[j], d, dim), pairs_of_bits(v_load(q + d / 2)), sums[j]);
+        for (int j = 0; j < LANES; j++) {
+            int64_t d = 0;
+            for (; d + WIDTH <= dim; d += WIDTH)
+                sums[j] = pairs_dot(load_pairs(0, row[j], d, dim), pairs_of_bits(v_load(q + d / 2)), sums[j]);
+            if (d < dim) sums[j] = pairs_dot(load_pairs(1, row[j], d, dim), pairs_of_bits(v_load(q + d / 2)), sums[j]);
+        }
         v_store(s, v_sum_each(sums));
         return;
     }
-    for (int64_t d = 0; d < dim; d += WIDTH) {
-        pairs x[ROWS];
-        SIMD_UNROLL
-        for (int i = 0; i < rows; i++) x[i] = pairs_of_bits(v_load(q + i * q_row + d / 2));
-        SIMD_UNROLL
-        for (int j = 0; j < keys; j++) {
-            const pairs y = load_pairs(row[j], d, dim);
-            SIMD_UNROLL
-            for (int i = 0; i < rows; i++) sums[i * keys + j] = pairs_dot(y, x[i], sums[i * keys + j]);
-        }
-    }
+    int64_t d = 0;
+    SIMD_UNROLL_BY(2)
+    for (; d + WIDTH <= dim; d += WIDTH) pair_score_step(0, rows, d, dim, q, q_row, row, sums);
+    if (d < dim) pair_score_step(1, rows, d, dim, q, q_row, row, sums);
     float all[LANES];
     v_store(all, v_sum_each(sums));
     SIMD_UNROLL
@@ -66,20 +82,20 @@ SIMD_INLINE void pair_score_rows(const int rows, int64_t dim, const float *q, in
 
 static void scores_of(const decode *x, int rows, const float *q, rows_at k, rows_ahead ahead) {
     const int64_t dim = x->p->qk_dim, from = x->begin, to = x->end;
-    if (rows == 4) pair_score_rows(4, dim, q, x->q_row, k, from, to, ahead, x->scores);
+    if (ROWS == 8 && rows == 8) pair_score_rows(8, dim, q, x->q_row, k, from, to, ahead, x->scores);
+    else if (rows == 4) pair_score_rows(4, dim, q, x->q_row, k, from, to, ahead, x->scores);
     else if (rows == 2) pair_score_rows(2, dim, q, x->q_row, k, from, to, ahead, x->scores);
     else pair_score_rows(1, dim, q, x->q_row, k, from, to, ahead, x->scores);
 }
 
 /* One step of pair_value_tile: two keys (the second may be none), `vecs` vectors of columns, an even number. */
-SIMD_INLINE void pair_value_step(const int rows, const int vecs, const uint16_t *p, int single, const char *lower,
-                                 const char *upper, int64_t column, int64_t dim, vec (*sums)[2 * ROWS]) {
-    pairs x[2 * ROWS];
+SIMD_INLINE void pair_value_step(const int part, const int rows, const int vecs, const uint16_t *p, int single, const char *lower,
+                                 const char *upper, int64_t column, int64_t dim, vec (*sums)[MOST_VECS]) {
+    pairs x[MOST_VECS];
     SIMD_UNROLL
     for (int c = 0; c < vecs; c += 2) {
         const int64_t d = column + c * LANES;
-        const vec a = pairs_bits((const uint16_t *)(const void *)lower + d, dim - d);
-        const vec b = single ? v_zero() : pairs_bits((const uint16_t *)(const void *)upper + d, dim - d);
+        const vec a = load_bits(part, lower, d, dim), b = single ? v_zero() : load_bits(part, upper, d, dim);
         x[c] = pairs_zip_low(a, b);
         x[c + 1] = pairs_zip_high(a, b);
     }
@@ -93,10 +109,10 @@ SIMD_INLINE void pair_value_step(const int rows, const int vecs, const uint16_t 
 }
 
 /* o[i][column ..] = alpha[i] o[i] + sum over keys of p[i][j] v[j] for `rows` rows and `vecs` vectors of columns. */
-SIMD_INLINE void pair_value_tile(const int rows, const int vecs, const uint16_t *p, rows_at v, int64_t from, int64_t to,
+SIMD_INLINE void pair_value_tile(const int part, const int rows, const int vecs, const uint16_t *p, rows_at v, int64_t from, int64_t to,
                                  rows_ahead ahead, int64_t column, int64_t dim, const float *alpha, float *o,
                                  int64_t o_row) {
-    vec sums[ROWS][2 * ROWS];
+    vec sums[ROWS][MOST_VECS];
     SIMD_UNROLL
     for (int i = 0; i < rows; i++)
         SIMD_UNROLL
@@ -105,9 +121,9 @@ SIMD_INLINE void pair_value_tile(const int rows, const int vecs, const uint16_t 
     for (; j + 2 <= to; j += 2) {
         if (ahead.bytes) fetch_row(ahead, j);
         if (ahead.bytes) fetch_row(ahead, j + 1);
-        pair_value_step(rows, vecs, p + j, 0, v.row[j] + v.at, v.row[j + 1] + v.at, column, dim, sums);
+        pair_value_step(part, rows, vecs, p + j, 0, v.row[j] + v.at, v.row[j + 1] + v.at, column, dim, sums);
     }
-    if (j < to) pair_value_step(rows, vecs, p + j, 1, v.row[j] + v.at, NULL, column, dim, sums);
+    if (j < to) pair_value_step(part, rows, vecs, p + j, 1, v.row[j] + v.at, NULL, column, dim, sums);
     SIMD_UNROLL
     for (int i = 0; i < rows; i++)
         SIMD_UNROLL
@@ -116,13 +132,13 @@ SIMD_INLINE void pair_value_tile(const int rows, const int vecs, const uint16_t 
 
 SIMD_INLINE void pair_value_rows(const int rows, int64_t dim, const uint16_t *p, rows_at v, int64_t from, int64_t to,
                                  rows_ahead ahead, const float *alpha, float *o, int64_t o_row) {
-    const int wide = rows == 4 ? 4 : 8;               /* at most 16 sums */
+    const int wide = rows == 1 ? 8 : LANES / rows;    /* at most 16 sums */
     const rows_ahead none = { ahead.rows, 0 };
     int64_t d = 0;
     for (; d + wide * LANES <= dim; d += wide * LANES, ahead = none)
-        pair_value_tile(rows, wide, p, v, from, to, ahead, d, d + wide * LANES, alpha, o, o_row);
+        pair_value_tile(0, rows, wide, p, v, from, to, ahead, d, dim, alpha, o, o_row);
     for (; d < dim; d += WIDTH, ahead = none)
-        pair_value_tile(rows, 2, p, v, from, to, ahead, d, dim, alpha, o, o_row);
+        pair_value_tile(1, rows, 2, p, v, from, to, ahead, d, dim, alpha, o, o_row);
 }
 
 static void values_of(const decode *x, int rows, const float *p, rows_at v, rows_ahead ahead, const float *alpha,
@@ -132,7 +148,8 @@ static void values_of(const decode *x, int rows, const float *p, rows_at v, rows
         for (int64_t j = i * CHUNK + x->begin / WIDTH * WIDTH; j < i * CHUNK + x->end; j += WIDTH)
             pairs_store_in_order(rounded + j, v_load(p + j), v_load(p + j + LANES));
     const int64_t dim = x->p->v_dim;
-    if (rows == 4) pair_value_rows(4, dim, rounded, v, x->from, x->to, ahead, alpha, o, x->o_row);
+    if (ROWS == 8 && rows == 8) pair_value_rows(8, dim, rounded, v, x->from, x->to, ahead, alpha, o, x->o_row);
+    else if (rows == 4) pair_value_rows(4, dim, rounded, v, x->from, x->to, ahead, alpha, o, x->o_row);
     else if (rows == 2) pair_value_rows(2, dim, rounded, v, x->from, x->to, ahead, alpha, o, x->o_row);
     else pair_value_rows(1, dim, rounded, v, x->from, x->to, ahead, alpha, o, x->o_row);
 }
