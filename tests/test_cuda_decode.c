@@ -1,5 +1,5 @@
 /* test_cuda_decode.c — decoding on a real device, beyond test_kernels.c: forced splits, all page sizes, block
- * edges; and bit for bit: paged = contiguous, strict = alone, a schedule made beforehand = one made in the run. */
+ * edges; bit for bit: paged = contiguous, strict = alone, a schedule made before = one made in the run. */
 #include "cuda_device.h"
 #include <math.h>
 
@@ -31,8 +31,8 @@ static void judge(const check_case *c, int *judged) {
             const char *refusal = NULL;
             options.splits = splits[i];
             if (!strstr(kernels[n], "decode") && i) continue;
-            if (check_run(&candidate, data, &options, i % 2 ? 2 : 1, &verdict, &refusal) == ATTN_UNSUPPORTED && refusal)
-                continue;
+            const attn_status status = check_run(&candidate, data, &options, 1 + i % 2, &verdict, &refusal);
+            if (status == ATTN_UNSUPPORTED && refusal) continue;
             if (!verdict.ok) {
                 char command[1024];
                 check_case_command(c, kernels[n], command, sizeof command);
@@ -47,7 +47,8 @@ static void judge(const check_case *c, int *judged) {
 static void test_splits(void **state) {
     (void)state;
     NEED_DEVICE;
-    static const int64_t pages[] = { 0, 1, 2, 3, 16, 17, 64, 256 }, dims[] = { 64, 128, 128, 256, 192, 80, 96, 72 };
+    static const int64_t pages[] = { 0, 1, 2, 3, 16, 17, 64, 256 };
+    static const int64_t dims[] = { 64, 128, 128, 256, 192, 80, 96, 72 };
     int judged = 0;
     for (int n = 0; n < 24; n++) {
         check_case c = { .problem = problem_of(n % 2 ? ATTN_BF16 : ATTN_F16, 5, 8, n % 3 ? 2 : 1,
@@ -90,8 +91,8 @@ static void test_mla(void **state) {
     printf("MLA: %d runs judged\n", judged);
 }
 
-/* Many empty sequences between those with keys: a block of threads meets four of them in a row, then two with keys and
- * one between. */
+/* Many empty sequences between those with keys: a block of threads meets four of them in a row, then two with
+ * keys and one between. */
 static void test_empty(void **state) {
     (void)state;
     NEED_DEVICE;
@@ -100,7 +101,10 @@ static void test_empty(void **state) {
     static int32_t used[SEQUENCES], index[SEQUENCES];
     const check_memory memory = check_gpu_memory(gpu);
     int judged = 0;
-    for (int b = 0; b < SEQUENCES; b++) used[b] = b % 7 == 3 || b % 7 == 5 ? LONGEST - b % 50 : 0, index[b] = b % KV;
+    for (int b = 0; b < SEQUENCES; b++) {
+        used[b] = b % 7 == 3 || b % 7 == 5 ? LONGEST - b % 50 : 0;
+        index[b] = b % KV;
+    }
     for (size_t i = 0; i < sizeof q / 2; i++) q[i] = (uint16_t)(0x3c00 | (i * 2654435761u >> 16 & 0x81ff));
     for (size_t i = 0; i < sizeof k / 2; i++) k[i] = (uint16_t)(0x3c00 | (i * 2246822519u >> 15 & 0x81ff));
     for (int f = 0; f < FORMS; f++) {
@@ -116,7 +120,8 @@ static void test_empty(void **state) {
             check_candidate candidate = check_library_kernel(kernels[n]);
             check_verdict verdict;
             const char *refusal = NULL;
-            if (check_run(&candidate, data, NULL, 1, &verdict, &refusal) == ATTN_UNSUPPORTED && refusal) continue;
+            const attn_status status = check_run(&candidate, data, NULL, 1, &verdict, &refusal);
+            if (status == ATTN_UNSUPPORTED && refusal) continue;
             if (!verdict.ok) printf("%s, empty sequences: %s\n", kernels[n], verdict.reason);
             assert_true(verdict.ok);
             judged++;
@@ -133,8 +138,8 @@ static void test_edges(void **state) {
     static const int64_t lengths[] = { 1, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 255, 256, 257 };
     int judged = 0;
     for (int n = 0; n < 16; n++) {
-        check_case c = { .problem = problem_of(ATTN_BF16, 2, 4, 1, 1, lengths[n], n % 2 ? 64 : 128), .shape = "custom",
-                         .seed = (uint64_t)n };
+        check_case c = { .problem = problem_of(ATTN_BF16, 2, 4, 1, 1, lengths[n], n % 2 ? 64 : 128),
+                         .shape = "custom", .seed = (uint64_t)n };
         judge(&c, &judged);
         c.problem.qk_dim = 576, c.problem.v_dim = 512, c.problem.v_in_k = 1;
         c.problem.causal = n % 2, c.problem.q_len = 1 + n % 2;
@@ -287,7 +292,8 @@ static void test_strict(void **state) {
 
 static int is_nan(uint16_t bf16) { return (bf16 & 0x7fff) > 0x7f80; }
 
-/* A schedule of attn_plan_schedule gives the same bits; one of another shape gives NaN, or in checked mode an error. */
+/* A schedule of attn_plan_schedule gives the same bits; one of another shape gives NaN, or in checked mode an
+ * error. */
 static int share_schedule(const char *kernel, const form *f) {
     static uint16_t expected[BATCH * O_MOST], o[BATCH * O_MOST];
     attn_problem p = cache_problem(f);

@@ -1,5 +1,5 @@
-/* mla_decode_sm80.c — the record of mla_decode_sm80.cu: recognises multi-head latent attention with few queries, chooses
- * the height of the tile, queues schedule, kernel and merge. */
+/* mla_decode_sm80.c — the record of mla_decode_sm80.cu: recognises multi-head latent attention with few
+ * queries, chooses the height of the tile, queues schedule, kernel and merge. */
 #include "decode_merge.h"
 #include "launch.h"
 #include "mla_decode_sm80.h"
@@ -12,7 +12,7 @@ enum { MAIN, SCHEDULE, MERGE };                                 /* slots of plan
 enum { WORKERS, EVEN_BLOCKS, OVERLAP, ROWS, STAGES };
 enum {
     Q_LEN_MOST = 16, OVERHEAD_BLOCKS = 2,
-    STRICT_BLOCKS = 64, STRICT_SPLITS = 64      /* strict: parts of so many blocks; longer rather than more of them */
+    STRICT_BLOCKS = 64, STRICT_SPLITS = 64      /* strict: parts of so many blocks; longer rather than more */
 };
 
 /* ---- shapes ---- */
@@ -28,8 +28,10 @@ static int64_t tiles_of(const attn_plan *plan) {
 }
 
 static attn_decode_shape shape_of(const attn_problem *p, int64_t workers, int splits) {
-    attn_decode_shape shape = { .batch = (int32_t)p->batch, .tiles = (int32_t)p->kv_heads, .block_keys = MLA80_KEYS,
-                                .workers = (int32_t)workers, .overhead_blocks = OVERHEAD_BLOCKS, .least_blocks = 1 };
+    attn_decode_shape shape = {
+        .batch = (int32_t)p->batch, .tiles = (int32_t)p->kv_heads, .block_keys = MLA80_KEYS,
+        .workers = (int32_t)workers, .overhead_blocks = OVERHEAD_BLOCKS, .least_blocks = 1,
+    };
     shape.max_blocks = p->kv_len > 0 ? (int32_t)divide_up(p->kv_len, MLA80_KEYS) : 1;
     if (p->strict) shape.split_blocks = STRICT_BLOCKS, shape.forced_splits = STRICT_SPLITS;
     else shape.forced_splits = splits;
@@ -42,7 +44,8 @@ static attn_decode_shape shape_of_plan(const attn_plan *plan) {
 /* All sequences are equally long, as the problem says how long: their blocks. 0: lengths must be read. */
 static int64_t even_blocks(const attn_problem *p) {
     if (p->packed_q || p->packed_kv || p->has_seqused_q || p->has_seqused_kv || p->has_leftpad_kv) return 0;
-    const attn_sequence s = { .q_len = p->q_len, .kv_len = p->kv_len, .shift = p->top_left ? 0 : p->kv_len - p->q_len };
+    const attn_sequence s = { .q_len = p->q_len, .kv_len = p->kv_len,
+                              .shift = p->top_left ? 0 : p->kv_len - p->q_len };
     return attn_decode_blocks(attn_decode_span(p, &s), MLA80_KEYS);
 }
 
@@ -71,8 +74,9 @@ static const char *refuse(const attn_problem *p) {
 
 /* The lowest tile that holds all rows, as far as shared memory allows. */
 static void choose_tile(attn_plan *plan, int smem) {
+    const int64_t needed = packed_rows(&plan->problem);
     int rows = 16, stages = MLA80_STAGES_MOST;
-    while (rows < 64 && rows < packed_rows(&plan->problem) && mla_decode_sm80_smem(2 * rows, 2) <= smem) rows *= 2;
+    while (rows < 64 && rows < needed && mla_decode_sm80_smem(2 * rows, 2) <= smem) rows *= 2;
     while (stages > 2 && mla_decode_sm80_smem(rows, stages) > smem) stages--;
     plan->schedule[ROWS] = rows;
     plan->schedule[STAGES] = stages;
@@ -101,8 +105,10 @@ static attn_status prepare(attn_plan *plan) {
     const attn_decode_shape shape = shape_of_plan(plan);
     plan->schedule_bytes = plan->schedule[EVEN_BLOCKS] ? 0 : attn_decode_schedule_bytes(&shape);
     plan->workspace = plan->schedule_bytes;
-    if (merges(&shape)) plan->workspace += attn_decode_parts_bytes(&shape, tiles * plan->schedule[ROWS], MLA80_V);
-    status = attn_cuda_prepare(plan, MAIN, ATTN_CUDA_IMAGE_OF(mla_decode_sm80), entry_of(plan), smem_of(plan));
+    if (merges(&shape))
+        plan->workspace += attn_decode_parts_bytes(&shape, tiles * plan->schedule[ROWS], MLA80_V);
+    const void *image = ATTN_CUDA_IMAGE_OF(mla_decode_sm80);
+    status = attn_cuda_prepare(plan, MAIN, image, entry_of(plan), smem_of(plan));
     if (!status && plan->schedule_bytes) status = attn_decode_schedule_prepare(plan, SCHEDULE);
     if (!status && merges(&shape)) status = attn_decode_merge_prepare(plan, MERGE);
     return status;
@@ -115,7 +121,8 @@ static attn_status schedule(const attn_plan *plan, const attn_tensors *lengths, 
     return attn_decode_schedule_launch(plan, SCHEDULE, &shape, lengths, memory, stream);
 }
 
-static attn_status find_schedule(const attn_plan *plan, mla_decode_sm80_args *args, void *workspace, void *stream) {
+static attn_status find_schedule(const attn_plan *plan, mla_decode_sm80_args *args, void *workspace,
+                                 void *stream) {
     const attn_tensors *t = &args->t;
     if (!plan->schedule_bytes) {
         args->even = attn_decode_even_line(&args->shape, (int32_t)plan->schedule[EVEN_BLOCKS]);
@@ -131,8 +138,8 @@ static attn_status find_schedule(const attn_plan *plan, mla_decode_sm80_args *ar
 static attn_status launch_main(const attn_plan *plan, mla_decode_sm80_args *args, void *stream) {
     int64_t workers = args->shape.workers;
     if (!args->schedule) workers = (args->even.total - 1) / args->even.payload + 1;     /* those with work */
-    const attn_cuda_grid grid = { .blocks = workers * args->tiles, .threads = MLA80_THREADS, .smem = smem_of(plan),
-                                  .overlap = (int)plan->schedule[OVERLAP] };
+    const attn_cuda_grid grid = { .blocks = workers * args->tiles, .threads = MLA80_THREADS,
+                                  .smem = smem_of(plan), .overlap = (int)plan->schedule[OVERLAP] };
     void *arguments[] = { args };
     return attn_cuda_launch(plan, MAIN, &grid, stream, arguments);
 }
@@ -141,8 +148,10 @@ static attn_status launch_merge(const attn_plan *plan, const mla_decode_sm80_arg
     const int64_t rows = packed_rows(&args->p);
     const attn_decode_merge_args merge = {
         .p = args->p, .t = args->t, .shape = args->shape, .schedule = args->schedule, .even = args->even,
-        .o = args->o_parts, .lse = args->lse_parts, .tile_rows = (int32_t)(args->tiles * plan->schedule[ROWS]),
-        .m_tiles = 1, .o_stride = attn_decode_o_stride(MLA80_V), .rows = (int32_t)rows };
+        .o = args->o_parts, .lse = args->lse_parts, .m_tiles = 1,
+        .tile_rows = (int32_t)(args->tiles * plan->schedule[ROWS]), .rows = (int32_t)rows,
+        .o_stride = attn_decode_o_stride(MLA80_V),
+    };
     return attn_decode_merge_launch(plan, MERGE, &merge, (int)plan->schedule[OVERLAP], stream);
 }
 
@@ -160,19 +169,22 @@ static attn_status run(const attn_plan *plan, const attn_tensors *tensors, void 
     args.page_shift = p->page_size > 0 && !(p->page_size & (p->page_size - 1)) ? 0 : -1;
     while (args.page_shift >= 0 && (int64_t)1 << args.page_shift < p->page_size) args.page_shift++;
     args.o_parts = (float *)(void *)((char *)workspace + plan->schedule_bytes);
-    args.lse_parts = args.o_parts + attn_decode_parts_max(&args.shape) * args.tiles * plan->schedule[ROWS] * MLA80_V;
+    const int64_t part_rows = args.tiles * plan->schedule[ROWS];
+    args.lse_parts = args.o_parts + attn_decode_parts_max(&args.shape) * part_rows * MLA80_V;
     status = find_schedule(plan, &args, workspace, stream);
     if (!status) status = launch_main(plan, &args, stream);
-    return status || !merges(&args.shape) ? status : launch_merge(plan, &args, stream);
+    const int is_cut = args.schedule || !attn_decode_even_whole(&args.shape, &args.even);
+    return status || !is_cut || !merges(&args.shape) ? status : launch_merge(plan, &args, stream);
 }
 
 const attn_kernel attn_mla_decode_sm80 = {
     .name = "mla_decode_sm80",
-    .summary = "multi-head latent attention decode on mma.sync: split over the keys, a ring of K tiles, any page size",
+    .summary = "multi-head latent attention decode on mma.sync: split over the keys, a ring of K tiles, "
+               "any page size",
     .pass = ATTN_FORWARD, .device = ATTN_CUDA, .isa = 80,
     .dtypes = ATTN_DTYPE_BIT(ATTN_F16) | ATTN_DTYPE_BIT(ATTN_BF16),
-    .features = ATTN_NEEDS_CAUSAL | ATTN_NEEDS_SINKS | ATTN_NEEDS_PACKED | ATTN_NEEDS_SEQUSED | ATTN_NEEDS_LEFTPAD |
-                ATTN_NEEDS_KV_INDEX | ATTN_NEEDS_PAGES | ATTN_NEEDS_GQA | ATTN_NEEDS_V_DIM | ATTN_NEEDS_V_IN_K |
-                ATTN_NEEDS_O_F32 | ATTN_NEEDS_STRICT,
+    .features = ATTN_NEEDS_CAUSAL | ATTN_NEEDS_SINKS | ATTN_NEEDS_PACKED | ATTN_NEEDS_SEQUSED |
+                ATTN_NEEDS_LEFTPAD | ATTN_NEEDS_KV_INDEX | ATTN_NEEDS_PAGES | ATTN_NEEDS_GQA |
+                ATTN_NEEDS_V_DIM | ATTN_NEEDS_V_IN_K | ATTN_NEEDS_O_F32 | ATTN_NEEDS_STRICT,
     .refuse = refuse, .prepare = prepare, .run = run, .schedule = schedule,
 };

@@ -1,6 +1,6 @@
-/* mla_decode_sm80.cu — multi-head latent attention decode on mma.sync, from sm_80 on: K rows of 576, V their first 512
- * columns. The idea: a ring of 32-key tiles, each read once by cp.async; eight warps divide the scores by rows, keys and
- * depth, meet in shared memory, and then divide O by its columns, so that every warp reads an eighth of V only. */
+/* mla_decode_sm80.cu — multi-head latent attention decode on mma.sync, from sm_80 on: K rows of 576, V their
+ * first 512 columns. The idea: a ring of 32-key tiles, each read once by cp.async; eight warps divide scores
+ * by rows, keys and depth, meet in shared memory, then divide O by columns: each reads an eighth of V. */
 #include "mla_decode_sm80.h"
 #include "ptx_decode.h"
 #include "ptx_sm80.h"
@@ -54,7 +54,7 @@ typedef struct row_end {
     int high;                   /* first key that it doesn't see */
 } row_end;
 
-/* Rows of 576 elements; 16-byte chunks permuted so that 8 rows of a column of chunks lie in different banks. */
+/* Rows of 576 elements; 16-byte chunks permuted so that those of 8 rows lie in different banks. */
 PTX_INLINE uint32_t tile_offset(int row, int chunk) {
     return (uint32_t)(row * MLA80_ROW_BYTES + ((chunk ^ (row & 7)) << 4));
 }
@@ -71,8 +71,8 @@ PTX_INLINE int keys_seen(const mla_decode_sm80_args &a, const mla_item &item, in
 }
 
 /* What a block knows about item `index`, by one thread. tile: which of the item's rows are its own. */
-PTX_INLINE void open_item(mla_item &item, const mla_decode_sm80_args &a, const attn_decode_work &work, int index,
-                          int tile, int tile_rows) {
+PTX_INLINE void open_item(mla_item &item, const mla_decode_sm80_args &a, const attn_decode_work &work,
+                          int index, int tile, int tile_rows) {
     attn_decode_slots slots;                /* asked for first: memory answers while the rest is computed */
     if (a.schedule) slots = attn_decode_slots_of(&a.shape, a.schedule, index);
     else slots = attn_decode_even_slots(&a.shape, &a.even, index);
@@ -80,12 +80,14 @@ PTX_INLINE void open_item(mla_item &item, const mla_decode_sm80_args &a, const a
     const attn_sequence s = attn_sequence_at(&a.p, &a.t, b);
     const attn_range span = attn_decode_span(&a.p, &s);
     item.kv_head = index - b * a.shape.tiles;
-    item.q_len = (int)s.q_len, item.q_rows = (int)s.q_rows, item.kv_len = (int)s.kv_len, item.shift = (int)s.shift;
+    item.q_len = (int)s.q_len, item.q_rows = (int)s.q_rows;
+    item.kv_len = (int)s.kv_len, item.shift = (int)s.shift;
     item.q_batch = (int)s.q_batch, item.q_first = (int)s.q_first;
     item.pages = s.pages;
     item.k = (const uint16_t *)a.t.k + item.kv_head * a.p.k_stride.head;
     if (!s.pages) item.k += s.kv_batch * a.p.k_stride.batch + s.kv_first * a.p.k_stride.seq;
-    const int first = tile * tile_rows / a.group, last = min((tile * tile_rows + tile_rows - 1) / a.group, item.q_len - 1);
+    const int first = tile * tile_rows / a.group;
+    const int last = min((tile * tile_rows + tile_rows - 1) / a.group, item.q_len - 1);
     item.high = first <= last ? keys_seen(a, item, last) : 0;
     item.seen_by_all = keys_seen(a, item, first);
     const int blocks = attn_decode_blocks(span, KEYS);
@@ -120,7 +122,8 @@ PTX_INLINE int page_of(const mla_decode_sm80_args &a, const mla_item &item, int 
 /* Elements from item.k to a key's row. */
 PTX_INLINE int64_t key_offset(const mla_decode_sm80_args &a, const mla_item &item, int key, int page) {
     if (!item.pages) return key * a.p.k_stride.seq;
-    return page * a.p.k_stride.batch + (key - (int)page_index(a, key) * (int)a.p.page_size) * a.p.k_stride.seq;
+    const int in_page = key - (int)page_index(a, key) * (int)a.p.page_size;
+    return page * a.p.k_stride.batch + in_page * a.p.k_stride.seq;
 }
 
 /* Ask for the next step of the stretch, if there is one and its item is known (up to item `known`). */
@@ -166,15 +169,17 @@ PTX_INLINE void load_q(const mla_decode_sm80_args &a, const mla_item &item, unsi
 #pragma unroll 1
     for (int row = (int)threadIdx.x / 8; row < share<TILES>::ROWS; row += THREADS / 8) {
         const int packed = tile * share<TILES>::ROWS + row, i = packed / a.group;
-        const int64_t at = item.q_batch * a.p.q_stride.batch + (item.q_first + (int64_t)i) * a.p.q_stride.seq +
-                           ((int64_t)item.kv_head * a.group + packed % a.group) * a.p.q_stride.head;
+        const int64_t h = (int64_t)item.kv_head * a.group + packed % a.group;
+        const int64_t seq = item.q_first + (int64_t)i;
+        const int64_t at = item.q_batch * a.p.q_stride.batch + seq * a.p.q_stride.seq + h * a.p.q_stride.head;
         uint4 x[MLA80_ROW_BYTES / 128];
 #pragma unroll
         for (int n = 0; n < MLA80_ROW_BYTES / 128; n++)
             x[n] = i < item.q_len ? *(const uint4 *)((const uint16_t *)a.t.q + at + chunk * 8 + n * 64)
                                   : make_uint4(0, 0, 0, 0);
 #pragma unroll
-        for (int n = 0; n < MLA80_ROW_BYTES / 128; n++) *(uint4 *)(q + tile_offset(row, chunk) + n * 128) = x[n];
+        for (int n = 0; n < MLA80_ROW_BYTES / 128; n++)
+            *(uint4 *)(q + tile_offset(row, chunk) + n * 128) = x[n];
     }
 }
 
@@ -209,7 +214,8 @@ template <int TILES> PTX_INLINE void hold_q(held_q<TILES> &held, const score_pla
 
 /* This warp's share of S = Q K^T, to shared memory: [depth part][row][key]. */
 template <int DTYPE, int TILES>
-PTX_INLINE void scores(const held_q<TILES> &held, const score_place &place, uint32_t k_smem, unsigned char *s) {
+PTX_INLINE void scores(const held_q<TILES> &held, const score_place &place, uint32_t k_smem,
+                       unsigned char *s) {
     typedef share<TILES> W;
     const uint32_t k_lane_smem = k_smem + place.k_offset;
     float sum[W::OF_WARP][2][4];
@@ -330,15 +336,16 @@ template <int DTYPE> PTX_INLINE uint32_t finite_pair(uint32_t x) {
     return x;
 }
 
-/* V of keys that not every row sees: P = 0 times NaN would be NaN. What isn't finite becomes 0, and is added in the end
- * to the rows that see it. The tile has been read as K. */
+/* V of keys that not every row sees: P = 0 times NaN would be NaN. What isn't finite becomes 0, and is added
+ * in the end to the rows that see it. The tile has been read as K. */
 template <int DTYPE> PTX_INLINE void clean_values(mla_state &state, unsigned char *tile, int first) {
     int unclean = 0;
 #pragma unroll 1
     for (int n = max(first, 0) * (MLA80_V / 8) + (int)threadIdx.x; n < KEYS * (MLA80_V / 8); n += THREADS) {
         uint4 *at = (uint4 *)(tile + n / (MLA80_V / 8) * MLA80_ROW_BYTES + n % (MLA80_V / 8) * 16);
-        const uint4 x = *at, y = make_uint4(finite_pair<DTYPE>(x.x), finite_pair<DTYPE>(x.y), finite_pair<DTYPE>(x.z),
-                                            finite_pair<DTYPE>(x.w));
+        const uint4 x = *at;
+        const uint4 y = make_uint4(finite_pair<DTYPE>(x.x), finite_pair<DTYPE>(x.y), finite_pair<DTYPE>(x.z),
+                                   finite_pair<DTYPE>(x.w));
         if (x.x == y.x && x.y == y.y && x.z == y.z && x.w == y.w) continue;
         *at = y;
         unclean = 1;
@@ -363,7 +370,8 @@ template <int TILES> PTX_INLINE void scale_o(sums<TILES> &x, const float *factor
 }
 
 /* o += P V of a tile. */
-template <int DTYPE, int TILES> PTX_INLINE void accumulate(sums<TILES> &x, uint32_t p_lane_smem, uint32_t v_lane_smem) {
+template <int DTYPE, int TILES>
+PTX_INLINE void accumulate(sums<TILES> &x, uint32_t p_lane_smem, uint32_t v_lane_smem) {
 #pragma unroll
     for (int step = 0; step < KEYS / 16; step++) {
         uint32_t p[TILES][4], v[4][4];
@@ -372,7 +380,8 @@ template <int DTYPE, int TILES> PTX_INLINE void accumulate(sums<TILES> &x, uint3
             load_matrix_x4(p[r], p_lane_smem + (uint32_t)(r * 16 * MLA80_S_STRIDE + step * 64));
 #pragma unroll
         for (int d = 0; d < 4; d++)
-            load_matrix_x4_transposed(v[d], fragment(v_lane_smem, d) + (uint32_t)(step * 16 * MLA80_ROW_BYTES));
+            load_matrix_x4_transposed(v[d],
+                                      fragment(v_lane_smem, d) + (uint32_t)(step * 16 * MLA80_ROW_BYTES));
 #pragma unroll
         for (int d = 0; d < 4; d++)
 #pragma unroll
@@ -387,12 +396,13 @@ template <int DTYPE, int TILES> PTX_INLINE void accumulate(sums<TILES> &x, uint3
 
 /* What was cleaned out of V goes to the rows that see it. Rare. */
 template <int DTYPE, int TILES>
-PTX_INLINE void add_unclean(sums<TILES> &x, const mla_decode_sm80_args &a, const mla_item &item, const row_end *ends,
-                            int first, int last) {
+PTX_INLINE void add_unclean(sums<TILES> &x, const mla_decode_sm80_args &a, const mla_item &item,
+                            const row_end *ends, int first, int last) {
     const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
 #pragma unroll 1
     for (int j = first; j < last; j++) {
-        const uint32_t *v = (const uint32_t *)(item.k + key_offset(a, item, j, page_of(a, item, j))) + warp * 32 + lane % 4;
+        const uint16_t *row = item.k + key_offset(a, item, j, page_of(a, item, j));
+        const uint32_t *v = (const uint32_t *)row + warp * 32 + lane % 4;
 #pragma unroll
         for (int n = 0; n < 8; n++) {
             const uint32_t pair = v[4 * n];
@@ -408,8 +418,8 @@ PTX_INLINE void add_unclean(sums<TILES> &x, const mla_decode_sm80_args &a, const
 }
 
 /* By the first of a row's threads. slot: of the workspace, -1: straight to O and LSE, -2: nowhere. */
-PTX_INLINE row_end close_row(const mla_decode_sm80_args &a, const mla_item &item, const row_state &x, float l, int packed,
-                             int64_t part_row, int slot) {
+PTX_INLINE row_end close_row(const mla_decode_sm80_args &a, const mla_item &item, const row_state &x, float l,
+                             int packed, int64_t part_row, int slot) {
     const attn_problem &p = a.p;
     const int i = packed / a.group;
     const int64_t h = (int64_t)item.kv_head * a.group + packed % a.group;
@@ -426,9 +436,10 @@ PTX_INLINE row_end close_row(const mla_decode_sm80_args &a, const mla_item &item
         a.lse_parts[part_row] = lse;
     } else if (slot == -1 && i < item.q_rows) {
         const int64_t seq = item.q_first + (int64_t)i;
-        end.o_at = item.q_batch * p.o_stride.batch + seq * p.o_stride.seq + h * p.o_stride.head;
+        const int64_t batch = item.q_batch;
+        end.o_at = batch * p.o_stride.batch + seq * p.o_stride.seq + h * p.o_stride.head;
         if (a.t.lse)
-            a.t.lse[item.q_batch * p.lse_stride.batch + seq * p.lse_stride.seq + h * p.lse_stride.head] = lse * ln_2;
+            a.t.lse[batch * p.lse_stride.batch + seq * p.lse_stride.seq + h * p.lse_stride.head] = lse * ln_2;
     }
     return end;
 }
@@ -436,16 +447,18 @@ PTX_INLINE row_end close_row(const mla_decode_sm80_args &a, const mla_item &item
 /* 0 for a row without keys, whatever was summed up. */
 PTX_INLINE float weighed(float o, float inverse) { return inverse == 0 ? 0 : o * inverse; }
 
-/* Half a tile's rows, 64 columns a warp, 16 bytes a thread: a quad's lanes exchange pairs of columns until each has 8 in
- * a row. */
-template <int DTYPE, int HALF> PTX_INLINE void store_halves(const float (&o)[8][4], uint16_t *to, const row_end &end) {
+/* Half a tile's rows, 64 columns a warp, 16 bytes a thread: a quad's lanes exchange pairs of columns until
+ * each has 8 in a row. */
+template <int DTYPE, int HALF>
+PTX_INLINE void store_halves(const float (&o)[8][4], uint16_t *to, const row_end &end) {
     const int lane = (int)threadIdx.x % 4;
 #pragma unroll
     for (int g = 0; g < 8; g += 4) {
         uint32_t x[4];
 #pragma unroll
         for (int n = 0; n < 4; n++)
-            x[n] = pack_halves<DTYPE>(weighed(o[g + n][2 * HALF], end.inverse), weighed(o[g + n][2 * HALF + 1], end.inverse));
+            x[n] = pack_halves<DTYPE>(weighed(o[g + n][2 * HALF], end.inverse),
+                                      weighed(o[g + n][2 * HALF + 1], end.inverse));
 #pragma unroll
         for (int bit = 1; bit < 4; bit *= 2)
 #pragma unroll
@@ -487,19 +500,23 @@ PTX_INLINE void store_o(const sums<TILES> &x, const mla_decode_sm80_args &a, con
 
 /* All threads call it. first, last: the part's blocks. */
 template <int DTYPE, int TILES>
-PTX_INLINE void finish_part(sums<TILES> &x, const row_state &row, const mla_decode_sm80_args &a, const mla_item &item,
-                            mla_state &state, row_end *ends, int tile, int slot, int first, int last) {
+PTX_INLINE void finish_part(sums<TILES> &x, const row_state &row, const mla_decode_sm80_args &a,
+                            const mla_item &item, mla_state &state, row_end *ends, int tile, int slot,
+                            int first, int last) {
     typedef share<TILES> W;
     const int thread = (int)threadIdx.x, r = thread / W::ROW_THREADS;
     const float l = neighbours_sum<W::ROW_THREADS>(row.l);
     block_barrier();            /* P and what was here before have been read */
     const int unclean = state.unclean;
-    if (thread % W::ROW_THREADS == 0)
-        ends[r] = close_row(a, item, row, l, tile * W::ROWS + r, ((int64_t)slot * a.tiles + tile) * W::ROWS + r, slot);
+    if (thread % W::ROW_THREADS == 0) {
+        const int64_t part_row = ((int64_t)slot * a.tiles + tile) * W::ROWS + r;
+        ends[r] = close_row(a, item, row, l, tile * W::ROWS + r, part_row, slot);
+    }
     block_barrier();
     if (thread == 0) state.unclean = 0;
     if (unclean)
-        add_unclean<DTYPE, TILES>(x, a, item, ends, max(item.seen_by_all, first * KEYS), min(item.high, last * KEYS));
+        add_unclean<DTYPE, TILES>(x, a, item, ends, max(item.seen_by_all, first * KEYS),
+                                  min(item.high, last * KEYS));
     store_o<DTYPE, TILES>(x, a, ends, slot);
 }
 
@@ -542,7 +559,8 @@ template <int DTYPE, int TILES> PTX_INLINE void mla_decode(const mla_decode_sm80
     if (!a.schedule) work = attn_decode_work_of(&a.shape, &a.even, worker);
     if (work.first_item > work.last_item) return;
     if (thread < min(work.last_item - work.first_item + 1, 2))
-        open_item(state.items[(work.first_item + thread) % ITEMS], a, work, work.first_item + thread, tile, W::ROWS);
+        open_item(state.items[(work.first_item + thread) % ITEMS], a, work, work.first_item + thread, tile,
+                  W::ROWS);
     if (thread == 0) state.unclean = 0;
     block_barrier();
 
@@ -560,7 +578,7 @@ template <int DTYPE, int TILES> PTX_INLINE void mla_decode(const mla_decode_sm80
         const int known = min(index + 1, work.last_item);
         held_q<TILES> held;
         block_barrier();                    /* the part before has been stored: S and Q are free */
-        /* Items without keys ask for nothing: catch up, before the record of an item that was passed is gone. */
+        /* Items without keys ask for nothing: catch up, before the record of one that was passed is gone. */
 #pragma unroll 1
         while (f.asked - done < a.stages && request(f, a, state.items, known)) {}
         load_q<TILES>(a, item, smem, tile);
@@ -576,7 +594,8 @@ template <int DTYPE, int TILES> PTX_INLINE void mla_decode(const mla_decode_sm80
         int block = item.block, part = item.part;
 #pragma unroll 1
         for (; block < item.last; part++) {
-            const int end = min((block / item.length + 1) * item.length, item.last), end_step = min(end, item.end_step);
+            const int end = min((block / item.length + 1) * item.length, item.last);
+            const int end_step = min(end, item.end_step);
             sums<TILES> x;
             row.m = -INFINITY, row.b = row.l = 0;
 #pragma unroll
@@ -593,9 +612,11 @@ template <int DTYPE, int TILES> PTX_INLINE void mla_decode(const mla_decode_sm80
                 scores<DTYPE, TILES>(held, place, k_smem, s);
                 block_barrier();
                 const bool masked = (step + 1) * KEYS > item.seen_by_all;
+                unsigned char *const values = ring + slot * MLA80_TILE_BYTES;
                 if (__builtin_expect(masked, 0))
-                    clean_values<DTYPE>(state, ring + slot * MLA80_TILE_BYTES, item.seen_by_all - step * KEYS);
-                const int grown = soften<DTYPE, TILES>(row, s, state.factor, a.scale_log2, step * KEYS, masked);
+                    clean_values<DTYPE>(state, values, item.seen_by_all - step * KEYS);
+                const int grown =
+                    soften<DTYPE, TILES>(row, s, state.factor, a.scale_log2, step * KEYS, masked);
                 if (__builtin_expect(__syncthreads_or(grown), 0)) scale_o(x, state.factor);
                 accumulate<DTYPE, TILES>(x, p_lane_smem, k_smem + v_lane);
                 slot = slot + 1 == a.stages ? 0 : slot + 1;
@@ -608,10 +629,10 @@ template <int DTYPE, int TILES> PTX_INLINE void mla_decode(const mla_decode_sm80
     }
 }
 
-#define ENTRY(name, dtype, tiles)                                                                                     \
-    extern "C" __global__ void __launch_bounds__(MLA80_THREADS, 1)                                                    \
-        name(const __grid_constant__ mla_decode_sm80_args a) {                                                        \
-        mla_decode<dtype, tiles>(a);                                                                                  \
+#define ENTRY(name, dtype, tiles)                                                                           \
+    extern "C" __global__ void __launch_bounds__(MLA80_THREADS, 1)                                          \
+        name(const __grid_constant__ mla_decode_sm80_args a) {                                              \
+        mla_decode<dtype, tiles>(a);                                                                        \
     }
 ENTRY(mla_decode_sm80_bf16_16, PTX_BF16, 1)
 ENTRY(mla_decode_sm80_bf16_32, PTX_BF16, 2)

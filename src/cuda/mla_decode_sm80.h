@@ -1,5 +1,5 @@
-/* mla_decode_sm80.h — what mla_decode_sm80.cu and its record in mla_decode_sm80.c share: sizes, shared memory, launch
- * arguments. docs/decode-and-mla.md explains the schedule. */
+/* mla_decode_sm80.h — what mla_decode_sm80.cu and its record in mla_decode_sm80.c share: sizes, shared
+ * memory, launch arguments. docs/decode-and-mla.md explains the schedule. */
 #ifndef ATTN_MLA_DECODE_SM80_H
 #define ATTN_MLA_DECODE_SM80_H
 #include "decode_schedule.h"
@@ -11,12 +11,12 @@ enum {
     MLA80_ROW_BYTES = MLA80_QK * 2,
     MLA80_TILE_BYTES = MLA80_KEYS * MLA80_ROW_BYTES,
     MLA80_STAGES_MOST = 5,              /* K tiles in shared memory, all but one under way */
-    MLA80_S_STRIDE = 144,               /* bytes between rows of S: 32 floats and what keeps rows in different banks */
+    MLA80_S_STRIDE = 144,               /* bytes between rows of S: 32 floats, 16 against bank conflicts */
     MLA80_STATE_BYTES = 768             /* items, factors, a flag */
 };
 
-/* Rows of a tile: 16, 32 or 64 (query token, head) pairs. With up to 32 rows Q moves to registers and S takes its place;
- * with 64 S has a place of its own, in two halves of the depth. */
+/* Rows of a tile: 16, 32 or 64 (query token, head) pairs. With up to 32 rows Q moves to registers and S takes
+ * its place; with 64 S has a place of its own, in two halves of the depth. */
 static inline int mla_decode_sm80_smem(int rows, int stages) {
     return rows * MLA80_ROW_BYTES + stages * MLA80_TILE_BYTES + (rows == 64 ? 2 * rows * MLA80_S_STRIDE : 0) +
            MLA80_STATE_BYTES;
