@@ -137,7 +137,7 @@ static int run(const cli_arguments *a) {
     request.options.splits = (int32_t)cli_integer(a, "splits", 0);
     request.options.cuda_device = (int32_t)cli_integer(a, "device", 0);
     for (int i = 0; i < cli_given(a, "suite"); i++) {
-        const int one = bench_suite(cli_choice(a, "suite", i), a, &request, &table);
+        const int one = bench_suite(cli_choice_item(a, "suite", i), a, &request, &table);
         if (one) code = one;
     }
     if (!cli_given(a, "suite")) code = run_named(a, &request, &table);

@@ -709,6 +709,11 @@ class Usage(Case):
         self.assertIn("\033", self.attn("help", env={**plain, "CLICOLOR_FORCE": "1"}).stdout)
         self.assertNotIn("\033", self.attn("help", env={"NO_COLOR": "1", "CLICOLOR_FORCE": "1"}).stdout)
 
+    def test_suites_in_turn(self):
+        """Of a list of suites each is run: the second one is what looks for the file."""
+        result = self.attn("bench", "--suite", "overhead,demo", "--in", "missing.safetensors", "--budget", "0.01", code=1)
+        self.assertIn("missing.safetensors", result.stderr)
+
     def test_version(self):
         self.assertRegex(self.attn("--version").stdout, r"^attn \d+\.\d+\.\d+ ")
 

@@ -57,8 +57,13 @@ decode_schedule(const __grid_constant__ attn_problem p, const __grid_constant__ 
     }
     if (threadIdx.x == 0) start[shape.batch] = total;
     __syncthreads();
+    int equal = 1;
+    for (int b = (int)threadIdx.x; b < shape.batch; b += THREADS) equal &= blocks_of[b] == blocks_of[0];
+    equal = __syncthreads_and(equal);
 
-    attn_decode_line line = { start, blocks_of, 0, attn_decode_payload(&shape, total), total, 0 };
+    attn_decode_line line = { start, blocks_of, 0, 0, total, 0 };
+    line.payload = equal ? attn_decode_payload_of_equals(&shape, total, attn_decode_cost(&shape, blocks_of[0]))
+                         : attn_decode_payload(&shape, total);
     attn_decode_work *work = (attn_decode_work *)((attn_decode_header *)schedule + 1);
     const uint32_t hash = attn_decode_hash(&shape);
     for (int w = (int)threadIdx.x; w < shape.workers; w += THREADS) {

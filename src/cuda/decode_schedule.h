@@ -128,16 +128,19 @@ ATTN_INLINE int32_t attn_decode_payload(const attn_decode_shape *shape, int32_t 
     const int32_t even = attn_decode_divide_up(total, shape->workers);
     return even > least ? even : least;
 }
+/* The same where every item costs `cost`: whole items, if that makes the longest stretch hardly longer. Nothing is left
+ * to merge then, and memory, not the workers, sets the pace. */
+ATTN_INLINE int32_t attn_decode_payload_of_equals(const attn_decode_shape *shape, int32_t total, int32_t cost) {
+    const int32_t payload = attn_decode_payload(shape, total);
+    const int64_t stretch = ((attn_decode_items(shape) - 1) / shape->workers + 1) * cost;
+    if (!attn_decode_balances(shape) || stretch < payload || stretch - payload > payload / 16) return payload;
+    return (int32_t)stretch;
+}
 /* The line of a batch whose sequences all have `blocks` blocks: nothing to look up. */
 ATTN_INLINE attn_decode_line attn_decode_even_line(const attn_decode_shape *shape, int32_t blocks) {
     attn_decode_line line = { 0, 0, blocks, 0, 0, attn_decode_cost(shape, blocks) };
     line.total = line.cost * shape->tiles * shape->batch;
-    line.payload = attn_decode_payload(shape, line.total);
-    /* Whole items, if that makes the longest stretch hardly longer: nothing is left to merge then, and memory, not the
-     * workers, sets the pace. */
-    const int64_t whole = (attn_decode_items(shape) - 1) / shape->workers + 1, stretch = whole * line.cost;
-    if (attn_decode_balances(shape) && stretch - line.payload <= line.payload / 16 && stretch >= line.payload)
-        line.payload = (int32_t)stretch;
+    line.payload = attn_decode_payload_of_equals(shape, line.total, line.cost);
     return line;
 }
 /* 1: every item of an even line is done by one worker, none has parts. */
