@@ -167,7 +167,7 @@ bench_bf16() {
 
 # Long caches, beside the peers' figures: the table here, the same rows as JSON in a file of their own.
 suite() {
-    step "bench-$1" 90 "$build/attn" bench --backend cuda --suite "$1" --json "${results%.txt}-$1.json"
+    clocked "bench-$1" 90 "$build/attn" bench --backend cuda --suite "$1" --json "${results%.txt}-$1.json"
 }
 
 peers() {
