@@ -18,6 +18,7 @@ static void set_the_scene(void) {
     books.version = 13000;
     books.devices = FAKE_DEVICES;
     books.capability = 90;
+    books.smem = 232448;
     for (int i = 0; i < FAKE_DEVICES; i++) {
         contexts[i].device = contexts[FAKE_DEVICES + i].device = streams[i].device = i;
         books.memory[i] = memory[i];
@@ -95,7 +96,7 @@ static cu_result fake_DeviceGetAttribute(int *value, int attribute, cu_device de
     (void)device;
     *value = attribute == CU_CAPABILITY_MAJOR ? books.capability / 10
            : attribute == CU_CAPABILITY_MINOR ? books.capability % 10
-           : attribute == CU_MULTIPROCESSOR_COUNT ? 132 : 232448;
+           : attribute == CU_MULTIPROCESSOR_COUNT ? 132 : books.smem;
     return CU_OK;
 }
 

@@ -11,6 +11,7 @@ typedef struct fake_cuda {
     int version;                    /* CUDA version that the driver claims, e.g. 13000 */
     int devices;
     int capability;                 /* of each device: 90, 80, 75 */
+    int smem;                       /* bytes that a block can have */
     int fail_call;                  /* the n-th driver call from now fails with fail_result; 0 = none */
     const char *fail_name;          /* the next call of this entry fails; NULL = none */
     cu_result fail_result;

@@ -329,6 +329,44 @@ static int decoding(void) {
     return 0;
 }
 
+/* MLA: which kernel, and what the one through mma.sync makes of a device's shared memory. */
+static int mla_decoding(void) {
+    static const struct { int capability, smem, heads, bytes; } cases[] = {
+        { 90, 232448, 16, 203520 },                     /* 16 rows, 5 stages */
+        { 90, 232448, 64, 203520 },                     /* 64 rows, 3 stages */
+        { 80, 166912, 16, 166656 }, { 80, 166912, 32, 148224 }, { 80, 166912, 64, 166656 },     /* 4, 3, 2 */
+        { 89, 101376, 16, 92928 }, { 89, 101376, 64, 92928 },   /* 16 rows, 2 stages; four tiles of them */
+    };
+    fake_cuda *fake = open_books();
+    attn_problem p = small_problem();
+    attn_plan *plan;
+    attn_tensors t = tensors_on(fake, 0);
+    t.block_table = memset(fake->memory[0] + 32768, 0, 4096);
+    p.dtype = ATTN_BF16, p.kv_heads = 1, p.q_len = 1, p.kv_len = 4096;
+    p.qk_dim = 576, p.v_dim = 512, p.v_in_k = 1;
+    p.page_size = 64, p.pages = 64, p.block_table_cols = 64;
+    WANT(attn_plan_create(&plan, &p, NULL) == ATTN_OK && !strcmp(attn_plan_kernel(plan), "mla_decode_sm90"));
+    attn_plan_destroy(plan);
+    p.page_size = 17, p.pages = p.block_table_cols = 241;
+    for (int i = 0; i < (int)(sizeof cases / sizeof *cases); i++) {
+        fake->capability = cases[i].capability, fake->smem = cases[i].smem;
+        p.q_heads = cases[i].heads;
+        p.batch = cases[i].smem == 101376 && p.q_heads == 64 ? 33 : 132;    /* one for each worker: no merge */
+        WANT(attn_plan_create(&plan, &p, NULL) == ATTN_OK);
+        WANT(!strcmp(attn_plan_kernel(plan), "mla_decode_sm80") && !attn_plan_schedule_size(plan));
+        const int before = fake->launches;
+        WANT(attn_run(plan, &t, fake->memory[0] + 16384, NULL) == ATTN_OK && fake->launches == before + 1);
+        WANT(fake->launched.grid_x == 132 && (int)fake->launched.smem_bytes == cases[i].bytes);
+        attn_plan_destroy(plan);
+    }
+    p.batch = 1;                                        /* cut and merged */
+    WANT(attn_plan_create(&plan, &p, NULL) == ATTN_OK && attn_plan_workspace(plan) > 0);
+    const int before = fake->launches;
+    WANT(attn_run(plan, &t, fake->memory[0] + 16384, NULL) == ATTN_OK && fake->launches == before + 2);
+    attn_plan_destroy(plan);
+    return 0;
+}
+
 /* ---- running a scenario in a child ---- */
 
 static int in_child(int (*scenario)(void)) {
@@ -355,6 +393,7 @@ SCENARIO(bad_tensors)
 SCENARIO(checked_mode)
 SCENARIO(big_sizes)
 SCENARIO(decoding)
+SCENARIO(mla_decoding)
 
 static int nth;
 static cu_result nth_result;
@@ -411,6 +450,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_launch_fails), cmocka_unit_test(test_contexts_come_back),
         cmocka_unit_test(test_bad_tensors), cmocka_unit_test(test_checked_mode),
         cmocka_unit_test(test_big_sizes), cmocka_unit_test(test_decoding),
+        cmocka_unit_test(test_mla_decoding),
     };
     return cmocka_run_group_tests_name("cuda_host", tests, NULL, NULL);
 }
