@@ -2,7 +2,7 @@
 # gpu_check.sh — everything that needs a GPU, from a built tree, in at most 8 minutes: the checker on all CUDA
 # kernels, repeats, graphs, bad input, compute-sanitizer, and the benchmark beside PyTorch. One results file.
 #
-#     bench/gpu_check.sh [-b BUILD] [-o RESULTS] [-c COMMIT] [SECTION...]
+#     bench/gpu_check.sh [-b BUILD] [-o RESULTS] [-c COMMIT] [-s KERNELS] [SECTION...]
 #
 # Sections: info check append python zoo device input sanitizer bench decode mla f32 peers; all if none is
 # named. Exit code 1: something failed.
@@ -10,12 +10,13 @@
 # compute-sanitizer only for append and sanitizer (a missing tool counts as skipped, and the file says so).
 set -u
 root=$(cd "$(dirname "$0")/.." && pwd)
-build=$root/build results='' commit=''
-while getopts b:o:c:h option; do
+build=$root/build results='' commit='' sanitized=''
+while getopts b:o:c:s:h option; do
     case $option in
     b) build=$OPTARG ;;
     o) results=$OPTARG ;;
     c) commit=$OPTARG ;;
+    s) sanitized=$OPTARG ;;
     *) sed -n '2,10s/^# \{0,1\}//p' "$0"; exit 2 ;;
     esac
 done
@@ -108,10 +109,11 @@ sanitizer() {
     local tool cases kernel
     command -v compute-sanitizer >/dev/null ||
         { skip sanitizer "compute-sanitizer is not installed"; return; }
+    [ -z "$sanitized" ] || say "   compute-sanitizer on these only: $sanitized"
     for tool in memcheck initcheck racecheck synccheck; do
         cases=0.12
         [ $tool != racecheck ] || cases=0.06
-        for kernel in $kernels; do
+        for kernel in ${sanitized:-$kernels}; do
             if [ "$tool-$kernel" = racecheck-mla_decode_sm90 ]; then
                 # Row maxima in shared memory are handed back together with the K tile: the reader releases the tile to
                 # the copy engine, whose bytes the next writer awaits. racecheck reports reads before these writes.
