@@ -49,7 +49,8 @@ static void rows_of_chunk(decode *x, int64_t head, int64_t row, int rows, rows_a
 /* The rows to fetch while `list` is read at `head`: of one head AHEAD bytes ahead; of heads side by side those of the
  * head after the next. */
 static rows_ahead next_rows(const decode *x, const char **list, int64_t head, int64_t head_step, int64_t bytes) {
-    const int64_t keys = at_least(1, at_most(CHUNK, AHEAD / bytes)), next = head + HEADS_AHEAD;
+    const int64_t ahead = x->p->v_in_k ? 2 * AHEAD : AHEAD;      /* V in K: one stream instead of two */
+    const int64_t keys = at_least(1, at_most(CHUNK, ahead / bytes)), next = head + HEADS_AHEAD;
     if (x->heads == 1) return (rows_ahead){ { list + keys, 0 }, x->last ? 0 : bytes };
     if (next < x->heads) return (rows_ahead){ { list, next * head_step }, bytes };
     return (rows_ahead){ { list + CHUNK, (next - x->heads) * head_step }, x->last ? 0 : bytes };

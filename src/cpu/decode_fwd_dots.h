@@ -1,6 +1,6 @@
-/* decode_fwd_dots.h — the two register kernels of decode in f32: scores of 1, 2 or 4 query rows by dot products along a key's
- * row, and O += P V along a value's row. K and V are read once, row by row, wherever each row lies; while one block is
- * computed, the lines of the next one are on their way. */
+/* decode_fwd_dots.h — the two register kernels of decode in f32: scores of 1, 2, 4 or 8 query rows by dot products along
+ * a key's row, and O += P V along a value's row. K and V are read row by row, wherever each row lies; while one block is
+ * computed, the lines of a later one are on their way. */
 enum { CHUNK = 64,                                    /* keys at a time: two blocks of K and V stay in L2 */
        ROWS = LANES / 2,                              /* query rows at a time: half of the registers are sums */
        MOST_VECS = 8 };                               /* vectors of columns at a time */
@@ -124,11 +124,18 @@ SIMD_INLINE void value_tile(const attn_dtype dtype, const int rows, const int ve
 
 SIMD_INLINE void value_rows(const attn_dtype dtype, const int rows, const int64_t dim, const float *p, rows_at v,
                             int64_t from, int64_t to, rows_ahead ahead, const float *alpha, float *o, int64_t o_row) {
-    const int wide = LANES / rows < 8 ? LANES / rows : 8;   /* half of the registers are sums */
+    /* Sums fill half of the registers, or three quarters: then a number of V is widened for 8 rows, and 3 vectors of it
+     * share the fetching of P. */
+    const int wide = rows == 8 ? 3 : LANES / rows < 8 ? LANES / rows : 8;
     const rows_ahead none = { ahead.rows, 0 };
     int64_t d = 0;
     for (; d + wide * LANES <= dim; d += wide * LANES, ahead = none)
         value_tile(dtype, rows, wide, 0, v_first(LANES), p, v, from, to, ahead, d, alpha, o, o_row);
+    if (wide == 3 && d + 2 * LANES <= dim) {
+        value_tile(dtype, rows, 2, 0, v_first(LANES), p, v, from, to, ahead, d, alpha, o, o_row);
+        d += 2 * LANES;
+        ahead = none;
+    }
     if (wide > 4 && d + 4 * LANES <= dim) {
         value_tile(dtype, rows, 4, 0, v_first(LANES), p, v, from, to, ahead, d, alpha, o, o_row);
         d += 4 * LANES;
