@@ -21,6 +21,7 @@ if(ATTN_BUILD_CLI)
     endforeach()
     find_package(Python3 COMPONENTS Interpreter QUIET)
     if(Python3_FOUND)
+        add_test(NAME tile_ring COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/test_tile_ring.py)
         add_test(NAME cli COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/test_cli.py $<TARGET_FILE:attn_cli>)
         add_test(NAME cli_cache COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/test_cli_cache.py
             $<TARGET_FILE:attn_cli>)

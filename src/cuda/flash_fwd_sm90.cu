@@ -340,17 +340,13 @@ ATTN_DEVICE void step(const flash_fwd_sm90_args &a, consumer &x, float (&o)[V / 
     if (!LAZY || rescale) rescale_o<V>(o, r);
 }
 
-/* Read the next record with keys. @return 0 at the end. */
+/* Read the next record. @return 0 at the end. */
 SM90_TEMPLATE ATTN_DEVICE int next_tile(consumer &x, uint32_t &record) {
     constexpr smem_map at = map_smem<QK, V, KEYS, WARPGROUPS, STAGES>();
-    for (;;) {
-        mbarrier_wait(x.base + at.tile_full + 8 * x.slot.index, x.slot.parity);
-        record = x.base + at.tiles + x.slot.index * SM90_TILE_BYTES;
-        ring_next<SM90_TILE_SLOTS>(x.slot);
-        const int blocks = RECORD(blocks);
-        if (blocks) return blocks > 0;
-        release_record<SM90_CONFIG>(x, record);
-    }
+    mbarrier_wait(x.base + at.tile_full + 8 * x.slot.index, x.slot.parity);
+    record = x.base + at.tiles + x.slot.index * SM90_TILE_BYTES;
+    ring_next<SM90_TILE_SLOTS>(x.slot);
+    return RECORD(blocks) > 0;
 }
 
 /* Take up the tile of `record`: which scores are masked; @return how many key tiles this warpgroup can leave

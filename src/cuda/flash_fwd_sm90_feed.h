@@ -69,7 +69,7 @@ template <int STAGES> ATTN_DEVICE void ring_next(ring &r) {
  * end cuts; then the ones in between, last first. The first `scan` visited ones hold V rows that not every
  * query may see. */
 struct tile {
-    int blocks;                 /* key tiles; 0 = no row sees a key, -1 = no more tiles */
+    int blocks;                 /* key tiles; -1 = no more tiles. Tiles whose rows see no key leave no record */
     int first, last, high, low; /* key tiles first .. last - 1; those >= high or < low are masked */
     int row;                    /* first row of the tile: query << pack_shift | head */
     int shift, kv_len, q_len, q_rows, head, head_kv, sequence, scan;
@@ -78,6 +78,12 @@ struct tile {
     const int32_t *pages;
 };
 static_assert(sizeof(tile) <= SM90_TILE_BYTES, "tile record");
+
+/* smem_store_words' opposite. */
+ATTN_DEVICE void smem_load_words(uint32_t from, int *words, int count) {
+#pragma unroll
+    for (int i = 0; i < count; i++) words[i] = (int)smem_load(from + 4 * i);
+}
 
 /* A field of the record at shared-memory address `record`. */
 #define RECORD(field) ((int)smem_load(record + offsetof(tile, field)))
@@ -184,6 +190,22 @@ ATTN_DEVICE void find_tile(const flash_fwd_sm90_args &a, int index, int &start, 
     find_blocks<KIND, ROWS, KEYS>(a, t);
 }
 
+/* Rows of a tile that aren't queries or see no key: O = 0, LSE = -inf. The scheduler writes them by itself: consumers
+ * finish a tile under the beginning of the next, so that two records in a row without work would stop the ring. */
+template <int ROWS> ATTN_DEVICE void write_keyless(const flash_fwd_sm90_args &a, uint32_t record) {
+    const attn_problem &p = a.problem;
+#pragma unroll 1
+    for (int r = 0; r < ROWS; r++) {
+        const int row = RECORD(row) + r, i = row >> a.pack_shift, h = row & ((1 << a.pack_shift) - 1);
+        if (i >= RECORD(q_rows)) return;
+        uint16_t *o = (uint16_t *)a.tensors.o + RECORD64(o) + i * p.o_stride.seq + h * p.o_stride.head;
+#pragma unroll 1
+        for (int d = 0; d < p.v_dim; d += 8) *(uint4 *)(o + d) = make_uint4(0, 0, 0, 0);
+        if (a.tensors.lse)
+            a.tensors.lse[RECORD64(lse) + i * p.lse_stride.seq + h * p.lse_stride.head] = -INF;
+    }
+}
+
 template <int QK, int V, int KEYS, int WARPGROUPS, int STAGES, int KIND>
 ATTN_DEVICE void schedule(const flash_fwd_sm90_args &a, uint32_t base) {
     constexpr smem_map at = map_smem<QK, V, KEYS, WARPGROUPS, STAGES>();
@@ -191,14 +213,21 @@ ATTN_DEVICE void schedule(const flash_fwd_sm90_args &a, uint32_t base) {
     ring slot = { 0, 1 };
     tile t;
     int start = 0, tiles = enter_sequence<ROWS>(a, 0, t);
-    for (int index = blockIdx.x, wanted = 0;; wanted ^= 1) {
+    for (int index = blockIdx.x, wanted = 0;;) {
         find_tile<KIND, ROWS, KEYS>(a, index, start, tiles, t);
+        const uint32_t record = base + at.tiles + slot.index * SM90_TILE_BYTES;
         mbarrier_wait(base + at.tile_empty + 8 * slot.index, slot.parity);
-        smem_store_words(base + at.tiles + slot.index * SM90_TILE_BYTES, &t.blocks, sizeof t / 4);
-        mbarrier_arrive(base + at.tile_full + 8 * slot.index);
-        if (t.blocks < 0) return;
-        ring_next<SM90_TILE_SLOTS>(slot);
-        mbarrier_wait(base + at.tile_wanted, wanted); /* not earlier: a tile taken is lost to idle blocks */
+        smem_store_words(record, &t.blocks, sizeof t / 4);
+        if (t.blocks == 0) {                /* nobody else hears of it; the place is used again */
+            write_keyless<ROWS>(a, record);
+            smem_load_words(record, &t.blocks, sizeof t / 4);       /* registers are few */
+        } else {
+            mbarrier_arrive(base + at.tile_full + 8 * slot.index);
+            if (t.blocks < 0) return;
+            ring_next<SM90_TILE_SLOTS>(slot);
+            mbarrier_wait(base + at.tile_wanted, wanted);   /* not earlier: a tile taken is lost to idle blocks */
+            wanted ^= 1;
+        }
         index = a.counter ? atomicAdd(a.counter, 1) + (int)gridDim.x : index + (int)gridDim.x;
     }
 }
@@ -263,8 +292,6 @@ ATTN_DEVICE void produce(const flash_fwd_sm90_args &a, const CUtensorMap *q_map,
         const int blocks = RECORD(blocks);
         mbarrier_arrive(base + at.tile_empty + 8 * slot.index);
         ring_next<SM90_TILE_SLOTS>(slot);
-        if (blocks == 0) mbarrier_arrive(base + at.tile_wanted);
-        if (blocks == 0) continue;
 #pragma unroll 1
         for (int n = 0; n < max(blocks, 1); n++) {
             if (n == max(0, blocks - 3)) mbarrier_arrive(base + at.tile_wanted);
@@ -396,21 +423,6 @@ ATTN_DEVICE void add_unclean(const flash_fwd_sm90_args &a, uint32_t record, int 
     }
 }
 
-/* Rows of a tile that aren't queries or see no key: O = 0, LSE = -inf. */
-template <int ROWS>
-ATTN_DEVICE void write_keyless(const flash_fwd_sm90_args &a, uint32_t record, int thread) {
-    const attn_problem &p = a.problem;
-#pragma unroll 1
-    for (int r = 0; r < ROWS; r++) {
-        const int row = RECORD(row) + r, i = row >> a.pack_shift, h = row & ((1 << a.pack_shift) - 1);
-        if (i >= RECORD(q_rows)) return;
-        uint16_t *o = (uint16_t *)a.tensors.o + RECORD64(o) + i * p.o_stride.seq + h * p.o_stride.head;
-        for (int d = thread; d < p.v_dim; d += 64) o[d] = 0;
-        if (a.tensors.lse && thread == 0)
-            a.tensors.lse[RECORD64(lse) + i * p.lse_stride.seq + h * p.lse_stride.head] = -INF;
-    }
-}
-
 template <int QK, int V, int KEYS, int WARPGROUPS, int STAGES, int KIND, int BF16>
 ATTN_DEVICE void clean(const flash_fwd_sm90_args &a, uint32_t base, int warp) {
     constexpr smem_map at = map_smem<QK, V, KEYS, WARPGROUPS, STAGES>();
@@ -423,7 +435,6 @@ ATTN_DEVICE void clean(const flash_fwd_sm90_args &a, uint32_t base, int warp) {
         const int blocks = RECORD(blocks), scan = RECORD(scan);
         int unclean = 0;
         if (blocks < 0) return;
-        if (blocks == 0) write_keyless<64 * WARPGROUPS>(a, record, thread);
 #pragma unroll 1
         for (int n = 0; n < blocks; n++) {
             mbarrier_wait(base + at.v_full + 8 * v.index, v.parity);
