@@ -1,5 +1,6 @@
-/* append.h — where the new rows of a sequence go in the cache, and at which position of the rotary tables they are: the
- * one place that knows it, for the CPU and the GPU. Whatever lengths, tables and ids hold, no place lies outside. */
+/* append.h — where the new rows of a sequence go in the cache, and at which position of the rotary
+ * tables they are: the one place that knows it, for the CPU and the GPU. Whatever lengths, tables and
+ * ids hold, no place lies outside. */
 #ifndef ATTN_APPEND_H
 #define ATTN_APPEND_H
 #include "sequence.h"
@@ -26,14 +27,17 @@ ATTN_INLINE attn_append attn_append_at(const attn_problem *p, const attn_tensors
 }
 
 /* Element offset of head 0 in the slot of new row i; -1: the cache has no such slot, the row is dropped. */
-ATTN_INLINE int64_t attn_append_place(const attn_problem *p, const attn_append *a, attn_stride stride, int64_t i) {
+ATTN_INLINE int64_t attn_append_place(const attn_problem *p, const attn_append *a, attn_stride stride,
+                                      int64_t i) {
     const int64_t slot = a->slot + i;
     if (a->slot < 0 || slot >= p->kv_len) return -1;
     if (a->pages) {
         const int64_t column = attn_divide(slot, p->page_size), page = a->pages[column];
-        return page < 0 || page >= p->pages ? -1 : page * stride.batch + (slot - column * p->page_size) * stride.seq;
+        return page < 0 || page >= p->pages
+               ? -1 : page * stride.batch + (slot - column * p->page_size) * stride.seq;
     }
-    return a->kv_batch < 0 || a->kv_batch >= p->kv_batch ? -1 : a->kv_batch * stride.batch + slot * stride.seq;
+    return a->kv_batch < 0 || a->kv_batch >= p->kv_batch
+           ? -1 : a->kv_batch * stride.batch + slot * stride.seq;
 }
 
 /* Element offset in the rotary tables of the position `step` rows on. */

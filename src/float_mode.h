@@ -1,5 +1,6 @@
-/* float_mode.h — the floating-point environment in which the library computes: round to nearest, no flush to zero,
- * nothing trapped, whatever the caller has set; and the caller's back afterwards, exception flags included. */
+/* float_mode.h — the floating-point environment in which the library computes: round to nearest, no
+ * flush to zero, nothing trapped, whatever the caller has set; and the caller's back afterwards,
+ * exception flags included. */
 #ifndef ATTN_FLOAT_MODE_H
 #define ATTN_FLOAT_MODE_H
 

@@ -1,4 +1,5 @@
-/* half.h — f16 and bf16 in 16-bit words, converted in plain C: exact widening, round to nearest even narrowing. */
+/* half.h — f16 and bf16 in 16-bit words, converted in plain C:
+ * exact widening, round to nearest even narrowing. */
 #ifndef ATTN_HALF_H
 #define ATTN_HALF_H
 #include "attn/attn.h"
@@ -26,8 +27,8 @@ static inline float attn_f16_to_f32(uint16_t h) {
 static inline uint16_t attn_f32_to_f16(float x) {
     const uint32_t bits = attn_f32_to_bits(x), sign = bits >> 16 & 0x8000, magnitude = bits & 0x7fffffffu;
     if (magnitude > 0x7f800000u) return (uint16_t)(sign | 0x7e00 | (magnitude >> 13 & 0x3ff));
-    if (magnitude >= 0x477ff000u) return (uint16_t)(sign | 0x7c00);                  /* >= 65520 rounds to inf */
-    if (magnitude < 0x38800000u) {                                                   /* below 2^-14: subnormal */
+    if (magnitude >= 0x477ff000u) return (uint16_t)(sign | 0x7c00);   /* >= 65520 rounds to inf */
+    if (magnitude < 0x38800000u) {                                    /* below 2^-14: subnormal */
         const float scaled = attn_bits_to_f32(magnitude) * 0x1p24f;
         const uint32_t whole = (uint32_t)scaled;
         const float rest = scaled - (float)whole;

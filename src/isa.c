@@ -39,10 +39,11 @@ static const struct { const char *name; unsigned bit; } isas[] = {
 };
 enum { ISAS = sizeof isas / sizeof *isas };
 
-/* ATTN_CPU_ISA=avx2 allows avx2 and everything before it in isa.def; =scalar allows none. An unknown name caps
- * nothing: `attn doctor` reports it. */
+/* ATTN_CPU_ISA=avx2 allows avx2 and everything before it in isa.def; =scalar allows none.
+ * An unknown name caps nothing: `attn doctor` reports it. */
 unsigned attn_isa_bits(void) {
-    static _Atomic unsigned known;   /* a constant of the machine, bit 31 = read; CPUID is slow in a virtual machine */
+    static _Atomic unsigned known;   /* a constant of the machine, bit 31 = read;
+                                        CPUID is slow in a virtual machine */
     unsigned bits = atomic_load_explicit(&known, memory_order_relaxed);
     if (!bits) {
         bits = detect() | 1u << 31;

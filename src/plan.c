@@ -17,7 +17,8 @@ const char *attn_kernel_unavailable(const attn_kernel *kernel, int cuda_device) 
     (void)cuda_device;
     const unsigned missing = kernel->isa & ~attn_isa_bits();
 #define ATTN_ISA(name, index, description) \
-    if (missing & (1u << (index))) return "needs " description ", which this CPU lacks or ATTN_CPU_ISA forbids";
+    if (missing & (1u << (index))) \
+        return "needs " description ", which this CPU lacks or ATTN_CPU_ISA forbids";
 #include "isa.def"
 #undef ATTN_ISA
     return NULL;
@@ -111,7 +112,8 @@ static int plan_threads(const attn_problem *p, const attn_options *options) {
     return options->parallel_for ? wanted : attn_threads_reserve(wanted);
 }
 
-attn_status attn_plan_create(attn_plan **out, const attn_problem *problem, const attn_options *caller_options) {
+attn_status attn_plan_create(attn_plan **out, const attn_problem *problem,
+                             const attn_options *caller_options) {
     if (!out) return attn_fail(ATTN_INVALID, "plan = NULL");
     *out = NULL;
     attn_problem resolved;
@@ -124,8 +126,9 @@ attn_status attn_plan_create(attn_plan **out, const attn_problem *problem, const
     attn_plan *plan = malloc(sizeof *plan);
     if (!plan) return attn_fail(ATTN_NO_MEMORY, "out of memory for a plan of %zu bytes", sizeof *plan);
     *plan = (attn_plan){ .problem = resolved, .kernel = kernel, .threads = plan_threads(&resolved, &options),
-                         .splits = options.splits, .cuda_device = options.cuda_device, .checked = options.checked,
-                         .parallel_for = options.parallel_for, .parallel_context = options.parallel_context };
+                         .splits = options.splits, .cuda_device = options.cuda_device,
+                         .checked = options.checked, .parallel_for = options.parallel_for,
+                         .parallel_context = options.parallel_context };
     const attn_float_mode mode = attn_float_enter();
     status = kernel->prepare ? kernel->prepare(plan) : ATTN_OK;
     attn_float_leave(mode);
@@ -157,8 +160,8 @@ int attn_explain(const attn_problem *problem, const attn_options *caller_options
         if ((*k)->pass != p.pass || (*k)->device != p.device) continue;
         const char *why = attn_kernel_refuses(*k, &p, options.cuda_device);
         const int room = (size_t)length < size;
-        length += snprintf(room ? text + length : NULL, room ? size - (size_t)length : 0, "%-24s %s\n", (*k)->name,
-                           why ? why : *k == chosen ? "chosen" : "fits");
+        length += snprintf(room ? text + length : NULL, room ? size - (size_t)length : 0, "%-24s %s\n",
+                           (*k)->name, why ? why : *k == chosen ? "chosen" : "fits");
     }
     if (!length) length = snprintf(text, size, "no kernel for this pass and device is built in\n");
     return length;

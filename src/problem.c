@@ -5,7 +5,8 @@
 #include <string.h>
 
 enum { MAX_DIM = 1024 };
-static const int64_t max_length = (int64_t)1 << 40;   /* tokens, heads, strides in elements: keeps offsets in 63 bits */
+static const int64_t max_length = (int64_t)1 << 40;   /* tokens, heads, strides in elements:
+                                                         keeps offsets in 63 bits */
 
 int attn_multiply(int64_t a, int64_t b, int64_t *out) {
     if (a < 0 || b < 0) return 0;
@@ -41,14 +42,16 @@ static attn_status check_ranges(const range_row *rows, int count) {
 
 /* ---- struct versions ---- */
 
-attn_status attn_struct_import(void *to, size_t to_size, const void *from, size_t from_size, const char *name) {
+attn_status attn_struct_import(void *to, size_t to_size, const void *from, size_t from_size,
+                               const char *name) {
     const unsigned char *bytes = from;
     if (from_size < 8 || from_size > 4096)
         return attn_fail(ATTN_INVALID, "%s.struct_size = %zu: use the ATTN_..._INIT macro", name, from_size);
     for (size_t i = to_size; i < from_size; i++)
         if (bytes[i])
-            return attn_fail(ATTN_INVALID, "%s.struct_size = %zu: a field that this library (%s) doesn't know is set",
-                             name, from_size, attn_version_string());
+            return attn_fail(ATTN_INVALID,
+                             "%s.struct_size = %zu: a field that this library (%s) doesn't know is set", name,
+                             from_size, attn_version_string());
     memset(to, 0, to_size);
     memcpy(to, from, from_size < to_size ? from_size : to_size);
     return ATTN_OK;
@@ -108,14 +111,15 @@ static attn_status check_enums(const attn_problem *p) {
     };
     if (check_ranges(rows, sizeof rows / sizeof *rows)) return ATTN_INVALID;
     if (p->o_dtype != p->dtype && p->o_dtype != ATTN_F32)
-        return attn_fail(ATTN_INVALID, "o_dtype = %d: must be the dtype of Q (%d) or ATTN_F32", (int)p->o_dtype,
-                         (int)p->dtype);
+        return attn_fail(ATTN_INVALID, "o_dtype = %d: must be the dtype of Q (%d) or ATTN_F32",
+                         (int)p->o_dtype, (int)p->dtype);
     return ATTN_OK;
 }
 
 static attn_status check_flags(const attn_problem *p) {
     const struct { const char *field; int32_t value; } flags[] = {
-        { "kv_empty", p->kv_empty }, { "v_in_k", p->v_in_k }, { "causal", p->causal }, { "top_left", p->top_left },
+        { "kv_empty", p->kv_empty }, { "v_in_k", p->v_in_k }, { "causal", p->causal },
+        { "top_left", p->top_left },
         { "window", p->window }, { "has_mask", p->has_mask }, { "has_sinks", p->has_sinks },
         { "packed_q", p->packed_q }, { "packed_kv", p->packed_kv }, { "has_seqused_q", p->has_seqused_q },
         { "has_seqused_kv", p->has_seqused_kv }, { "has_leftpad_kv", p->has_leftpad_kv },
@@ -149,8 +153,8 @@ static attn_status check_sizes(const attn_problem *p) {
 
 static attn_status check_relations(const attn_problem *p) {
     if (p->q_heads % p->kv_heads)
-        return attn_fail(ATTN_INVALID, "q_heads = %lld: must be a multiple of kv_heads = %lld", (long long)p->q_heads,
-                         (long long)p->kv_heads);
+        return attn_fail(ATTN_INVALID, "q_heads = %lld: must be a multiple of kv_heads = %lld",
+                         (long long)p->q_heads, (long long)p->kv_heads);
     if (p->kv_empty && p->kv_len)
         return attn_fail(ATTN_INVALID, "kv_empty = 1: kv_len = %lld must be 0", (long long)p->kv_len);
     if (p->v_in_k && p->v_dim > p->qk_dim)
@@ -160,7 +164,8 @@ static attn_status check_relations(const attn_problem *p) {
         return attn_fail(ATTN_INVALID, "packed_kv = 1: paged K/V (page_size = %lld) can't be packed too",
                          (long long)p->page_size);
     if (p->page_size && p->has_kv_batch_index)
-        return attn_fail(ATTN_INVALID, "has_kv_batch_index = 1: paged K/V name their pages by block_table instead");
+        return attn_fail(ATTN_INVALID,
+                         "has_kv_batch_index = 1: paged K/V name their pages by block_table instead");
     if (p->page_size && p->has_leftpad_kv)
         return attn_fail(ATTN_INVALID, "has_leftpad_kv = 1: not with paged K/V");
     if (p->packed_kv && (p->has_kv_batch_index || p->has_leftpad_kv))
@@ -185,10 +190,12 @@ static attn_status check_extent(const char *field, int64_t element_size, const i
     int64_t sum = 0, part = 0;
     for (int i = 0; i < 4; i++) {
         if (strides[i] < 0)
-            return attn_fail(ATTN_INVALID, "%s (%s) = %lld: must be >= 0", field, dims[i], (long long)strides[i]);
-        if (extents[i] > 1 && (!attn_multiply(extents[i] - 1, strides[i], &part) || part > (INT64_MAX >> 3) - sum))
-            return attn_fail(ATTN_INVALID, "%s (%s) = %lld: offsets of %lld rows overflow 64 bits", field, dims[i],
-                             (long long)strides[i], (long long)extents[i]);
+            return attn_fail(ATTN_INVALID, "%s (%s) = %lld: must be >= 0", field, dims[i],
+                             (long long)strides[i]);
+        if (extents[i] > 1 && (!attn_multiply(extents[i] - 1, strides[i], &part) ||
+                               part > (INT64_MAX >> 3) - sum))
+            return attn_fail(ATTN_INVALID, "%s (%s) = %lld: offsets of %lld rows overflow 64 bits", field,
+                             dims[i], (long long)strides[i], (long long)extents[i]);
         if (extents[i] > 1) sum += part;
     }
     if (sum > (INT64_MAX >> 2) / element_size)
@@ -202,14 +209,16 @@ attn_status attn_check_tensor(const char *field, attn_dtype dtype, attn_stride s
     return check_extent(field, attn_dtype_size(dtype), extents, strides);
 }
 
-static attn_status check_scores(const char *field, int64_t element_size, attn_score_stride s, const attn_problem *p) {
+static attn_status check_scores(const char *field, int64_t element_size, attn_score_stride s,
+                                const attn_problem *p) {
     const int64_t extents[4] = { p->batch, p->q_len, p->q_heads, p->kv_len },
                   strides[4] = { s.batch, s.q, s.head, s.kv };
     return check_extent(field, element_size, extents, strides);
 }
 
-/* Taken from the smallest stride up, every dim must step over all that the dims inside it reach: then no two rows of
- * `width` elements share one. (Extents and strides have passed check_extent: nothing here overflows.) */
+/* Taken from the smallest stride up, every dim must step over all that the dims inside it reach:
+ * then no two rows of `width` elements share one. (Extents and strides have passed check_extent:
+ * nothing here overflows.) */
 int attn_rows_overlap(const int64_t extents[3], const int64_t strides[3], int64_t width) {
     int order[3] = { 0, 1, 2 };
     if (!extents[0] || !extents[1] || !extents[2]) return 0;
@@ -253,7 +262,8 @@ static attn_status check_strides(const attn_problem *p) {
     if (attn_check_tensor("q_stride", p->dtype, p->q_stride, q_batch, q_seq, p->q_heads, p->qk_dim) ||
         attn_check_tensor("k_stride", p->dtype, p->k_stride, kv_batch, kv_seq, p->kv_heads, p->qk_dim) ||
         attn_check_tensor("v_stride", p->dtype, p->v_stride, kv_batch, kv_seq, p->kv_heads, p->v_dim) ||
-        attn_check_tensor("o_stride", p->o_dtype, p->o_stride, q_batch, q_seq, p->q_heads, p->v_dim) || check_outputs(p))
+        attn_check_tensor("o_stride", p->o_dtype, p->o_stride, q_batch, q_seq, p->q_heads, p->v_dim) ||
+        check_outputs(p))
         return ATTN_INVALID;
     if (p->bias_dtype && check_scores("bias_stride", attn_dtype_size(p->bias_dtype), p->bias_stride, p))
         return ATTN_INVALID;
@@ -264,7 +274,8 @@ static attn_status check_strides(const attn_problem *p) {
 static attn_status check_products(const attn_problem *p) {
     const struct { const char *field; int64_t rows; const char *by; int64_t heads; } products[] = {
         { "q_len", p->q_len, "q_heads", p->q_heads }, { "q_total", p->q_total, "q_heads", p->q_heads },
-        { "kv_len", p->kv_len, "kv_heads", p->kv_heads }, { "page_size", p->page_size, "kv_heads", p->kv_heads },
+        { "kv_len", p->kv_len, "kv_heads", p->kv_heads },
+        { "page_size", p->page_size, "kv_heads", p->kv_heads },
     };
     int64_t n;
     for (size_t i = 0; i < sizeof products / sizeof *products; i++)
@@ -272,9 +283,11 @@ static attn_status check_products(const attn_problem *p) {
             return attn_fail(ATTN_INVALID, "%s = %lld: times %s = %lld overflows 64 bits", products[i].field,
                              (long long)products[i].rows, products[i].by, (long long)products[i].heads);
     if (!attn_multiply(p->batch, p->q_heads, &n) || !attn_multiply(n, p->q_len, &n))
-        return attn_fail(ATTN_INVALID, "batch = %lld: times q_heads = %lld times q_len = %lld overflows 64 bits",
+        return attn_fail(ATTN_INVALID,
+                         "batch = %lld: times q_heads = %lld times q_len = %lld overflows 64 bits",
                          (long long)p->batch, (long long)p->q_heads, (long long)p->q_len);
-    if ((p->bias_dtype || p->has_mask) && (!attn_multiply(p->q_len, p->kv_len, &n) || !attn_multiply(n, p->q_heads, &n)))
+    if ((p->bias_dtype || p->has_mask) && (!attn_multiply(p->q_len, p->kv_len, &n) ||
+                                           !attn_multiply(n, p->q_heads, &n)))
         return attn_fail(ATTN_INVALID, "q_len * kv_len * q_heads overflows 64 bits");
     return ATTN_OK;
 }

@@ -1,5 +1,5 @@
-/* sequence.h — where sequence b's rows are and which keys a query sees: the one place that knows cu_seqlens, seqused,
- * left padding, batch index, pages and the mask alignment. */
+/* sequence.h — where sequence b's rows are and which keys a query sees: the one place that knows cu_seqlens,
+ * seqused, left padding, batch index, pages and the mask alignment. */
 #ifndef ATTN_SEQUENCE_H
 #define ATTN_SEQUENCE_H
 #include "attn/attn.h"
@@ -27,11 +27,12 @@ ATTN_INLINE int64_t attn_clamp(int64_t x, int64_t low, int64_t high) {
     return x < low ? low : x > high ? high : x;
 }
 
-/* The host can't check lengths that live on the device: force any content of them into the tensors, so that nothing
- * outside is read or written. For valid lengths this changes nothing. */
+/* The host can't check lengths that live on the device: force any content of them into the tensors,
+ * so that nothing outside is read or written. For valid lengths this changes nothing. */
 ATTN_INLINE void attn_sequence_bound(const attn_problem *p, attn_sequence *s) {
     if (p->packed_q) s->q_first = attn_clamp(s->q_first, 0, p->q_total);
-    const int64_t q_rows = p->packed_q && p->q_total - s->q_first < p->q_len ? p->q_total - s->q_first : p->q_len;
+    const int64_t q_rows = p->packed_q && p->q_total - s->q_first < p->q_len
+                           ? p->q_total - s->q_first : p->q_len;
     s->q_rows = attn_clamp(s->q_rows, 0, q_rows);
     s->q_len = attn_clamp(s->q_len, 0, s->q_rows);
     s->kv_batch = p->packed_kv ? 0 : attn_clamp(s->kv_batch, 0, p->kv_batch > 0 ? p->kv_batch - 1 : 0);
@@ -79,8 +80,8 @@ ATTN_INLINE int64_t attn_q_offset(const attn_sequence *s, attn_stride stride, in
     return s->q_batch * stride.batch + (s->q_first + i) * stride.seq + h * stride.head;
 }
 
-/* The page of key j. On the device ids are unchecked: one out of range becomes page 0, so that nothing outside the
- * pool is read, and attn_page_valid lets a kernel make the rows concerned NaN. */
+/* The page of key j. On the device ids are unchecked: one out of range becomes page 0,
+ * so that nothing outside the pool is read, and attn_page_valid lets a kernel make the rows concerned NaN. */
 ATTN_INLINE int64_t attn_page(const attn_problem *p, const attn_sequence *s, int64_t j) {
     const int64_t page = s->pages[j / p->page_size];
 #if defined(__CUDA_ARCH__)
@@ -95,9 +96,10 @@ ATTN_INLINE int attn_page_valid(const attn_problem *p, const attn_sequence *s, i
 }
 
 /* Element offset of key j, K/V head h. */
-ATTN_INLINE int64_t attn_kv_offset(const attn_problem *p, const attn_sequence *s, attn_stride stride, int64_t j,
-                                     int64_t h) {
-    if (s->pages) return attn_page(p, s, j) * stride.batch + (j % p->page_size) * stride.seq + h * stride.head;
+ATTN_INLINE int64_t attn_kv_offset(const attn_problem *p, const attn_sequence *s, attn_stride stride,
+                                   int64_t j, int64_t h) {
+    if (s->pages)
+        return attn_page(p, s, j) * stride.batch + (j % p->page_size) * stride.seq + h * stride.head;
     return s->kv_batch * stride.batch + (s->kv_first + j) * stride.seq + h * stride.head;
 }
 

@@ -1,6 +1,7 @@
 /* threads.c — running the items of a plan on several threads: the library's own small pool or the caller's.
- * The caller works too (slot 0) and needs nobody: workers take seats in an open job if they come in time, so a worker
- * that is asleep, busy elsewhere or was never started costs speed only, never progress and never a bit. */
+ * The caller works too (slot 0) and needs nobody: workers take seats in an open job if they come in
+ * time, so a worker that is asleep, busy elsewhere or was never started costs speed only, never
+ * progress and never a bit. */
 #include "float_mode.h"
 #include "kernel.h"
 #include <errno.h>
@@ -12,7 +13,8 @@
 enum {
     MAX_WORKERS = 1023,             /* options.threads - 1 */
     WORKER_STACK = 1 << 20,         /* bytes; kernels keep their scratch in the workspace */
-    IDLE_SPIN_NS = 40000,           /* a worker stays awake so long after a job: decode steps follow each other */
+    IDLE_SPIN_NS = 40000,           /* a worker stays awake so long after a job:
+                                       decode steps follow each other */
     JOIN_SPIN_NS = 40000            /* a caller waits so long for the last items before it sleeps */
 };
 
@@ -23,9 +25,9 @@ typedef struct {
     _Alignas(64) _Atomic int64_t next;
 } job;
 
-/* gate: epoch << 32 | seats << 16 | active. A job opens with seats = helpers wanted; a worker joins by taking a seat
- * (its number is its slot) and becoming active; closing removes the seats that are left. Everything else of a job is
- * stable while it has seats or active workers. */
+/* gate: epoch << 32 | seats << 16 | active. A job opens with seats = helpers wanted; a worker joins by taking
+ * a seat (its number is its slot) and becoming active; closing removes the seats that are left. Everything
+ * else of a job is stable while it has seats or active workers. */
 static struct {
     _Alignas(64) _Atomic uint64_t gate;
     _Alignas(64) _Atomic int owned;         /* a caller's job is in here */
@@ -37,7 +39,8 @@ static struct {
     pthread_cond_t wake, done;
     int workers;                            /* started; guarded by lock */
     pthread_t threads[MAX_WORKERS];
-} pool = { .lock = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER, .done = PTHREAD_COND_INITIALIZER };
+} pool = { .lock = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER,
+           .done = PTHREAD_COND_INITIALIZER };
 
 static uint32_t epoch_of(uint64_t gate) { return (uint32_t)(gate >> 32); }
 static int seats_of(uint64_t gate) { return (int)(gate >> 16 & 0xffff); }
@@ -192,7 +195,8 @@ int attn_threads_reserve(int threads) {
     sigset_t before;
     block_signals(&before);
     (void)pthread_mutex_lock(&pool.lock);
-    while (pool.workers < threads - 1 && pool.workers < MAX_WORKERS && start_worker(&pool.threads[pool.workers]))
+    while (pool.workers < threads - 1 && pool.workers < MAX_WORKERS &&
+           start_worker(&pool.threads[pool.workers]))
         pool.workers++;
     const int served = pool.workers + 1 < threads ? pool.workers + 1 : threads;
     (void)pthread_mutex_unlock(&pool.lock);
@@ -240,7 +244,8 @@ static void caller_task(void *arg, int index) {
     errno = saved;
 }
 
-void attn_parallel(const attn_plan *plan, int64_t items, void (*fn)(void *arg, int64_t item, int slot), void *arg) {
+void attn_parallel(const attn_plan *plan, int64_t items, void (*fn)(void *arg, int64_t item, int slot),
+                   void *arg) {
     const int slots = items < plan->threads ? (int)items : plan->threads;
     if (slots > 1 && plan->parallel_for) {
         job own = { .items = items, .fn = fn, .arg = arg };

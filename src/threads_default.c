@@ -1,5 +1,5 @@
-/* threads_default.c — how many threads to use when nobody says: what the affinity mask, the control group's CPU quota
- * and ATTN_NUM_THREADS all allow. Reads files with open and read: no stdio, nothing allocated. */
+/* threads_default.c — how many threads to use when nobody says: what the affinity mask, the control group's
+ * CPU quota and ATTN_NUM_THREADS all allow. Reads files with open and read: no stdio, nothing allocated. */
 #include "kernel.h"
 #include <errno.h>
 #include <limits.h>
@@ -40,7 +40,7 @@ static int whole_cpus(const char *quota_text, const char *period_text) {
 
 static int quota_of_group(const char *root, const char *group) {
     char path[1200], text[128], period[128];
-    (void)snprintf(path, sizeof path, "%s%s/cpu.max", root, group);                     /* v2: "QUOTA PERIOD" */
+    (void)snprintf(path, sizeof path, "%s%s/cpu.max", root, group);   /* v2: "QUOTA PERIOD" */
     if (read_text(path, text, sizeof text)) {
         const char *space = strchr(text, ' ');
         return space ? whole_cpus(text, space) : INT_MAX;
@@ -63,7 +63,8 @@ static int quota_of_path(const char *root, char *group) {
     }
 }
 
-/* Does the line's controller list, "cpu,cpuacct" of "4:cpu,cpuacct:/path", name cpu (v1) or nothing at all (v2)? */
+/* Does the line's controller list, "cpu,cpuacct" of "4:cpu,cpuacct:/path",
+ * name cpu (v1) or nothing at all (v2)? */
 static int controls_cpu(const char *list, const char *end) {
     if (list == end) return 1;
     for (const char *word = list; word < end;) {
@@ -112,7 +113,8 @@ static int affinity(void) {
 #endif
 
 int attn_threads_default(void) {
-    static _Atomic int known_quota;   /* 0: not read yet; a constant of the process, racing readers store the same */
+    static _Atomic int known_quota;   /* 0: not read yet;
+                                         a constant of the process, racing readers store the same */
     const int saved = errno;
     int quota = atomic_load_explicit(&known_quota, memory_order_relaxed);
     if (!quota) {

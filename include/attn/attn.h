@@ -19,8 +19,9 @@
  *   - score = scale * (q . k); then softcap: cap * tanh(score / cap); then + bias, + ALiBi; then masks.
  *   - A row that sees no key: O = 0 and LSE = -inf.
  *   - LSE = ln(sum of exp(score)) over the visible keys, without the sink.
- *   - Memory outside the valid range (padding, unused pages, keys that no mask lets through) may hold anything,
- *     NaN included, and never matters. A NaN or infinity in a used position shows in exactly the rows that use it.
+ *   - Memory outside the valid range (padding, unused pages, keys that no mask lets through) may hold
+ *     anything, NaN included, and never matters. A NaN or infinity in a used position shows in
+ *     exactly the rows that use it.
  *   - Accumulation is f32. The same call on the same machine gives the same bits. */
 #ifndef ATTN_H
 #define ATTN_H
@@ -49,7 +50,7 @@
 extern "C" {
 #endif
 
-/* ---- 1. Status ------------------------------------------------------------------------------------------- */
+/* ---- 1. Status ----------------------------------------------------------------------------------------- */
 
 typedef enum attn_status {
     ATTN_OK           = 0,
@@ -67,7 +68,7 @@ ATTN_API const char *attn_status_name(attn_status status);
  * Owned by the library, valid until this thread's next failing call. Empty string if none failed. */
 ATTN_API const char *attn_last_error(void);
 
-/* ---- 2. The problem -------------------------------------------------------------------------------------- */
+/* ---- 2. The problem ------------------------------------------------------------------------------------ */
 
 typedef enum attn_pass {
     ATTN_FORWARD   = 0, /* O and LSE */
@@ -94,9 +95,11 @@ typedef enum attn_alibi {
     ATTN_ALIBI_MAX_ENUM = 0x7fffffff
 } attn_alibi;
 
-/* Strides in elements. All three zero = dense. Otherwise taken literally (0 repeats along that dim; not for O). */
+/* Strides in elements. All three zero = dense.
+ * Otherwise taken literally (0 repeats along that dim; not for O). */
 typedef struct attn_stride { int64_t batch, seq, head; } attn_stride;
-/* [batch, head, q, kv]. All four zero = dense [batch, q_heads, q_len, kv_len]. Otherwise literal: 0 broadcasts. */
+/* [batch, head, q, kv]. All four zero = dense [batch, q_heads, q_len, kv_len].
+ * Otherwise literal: 0 broadcasts. */
 typedef struct attn_score_stride { int64_t batch, head, q, kv; } attn_score_stride;
 
 typedef struct attn_problem {
@@ -157,12 +160,12 @@ typedef struct attn_problem {
                                        split count                                                  */
     int32_t reserved;               /* 0 */
 
-    /* Cache append (pass ATTN_KV_APPEND; other passes don't look at this group, and it looks at no score field:
-       changing `pass` is enough to use one problem for both). K and V are the cache, kv_len its capacity in tokens
-       per sequence (paged: 0 = block_table_cols * page_size), contiguous or paged but not packed, by kv_batch_index
-       where given. New row i of sequence b goes to slot seqused_kv[b] + i (without has_seqused_kv: to slot i), its
-       position is that number too, padding on the left included. No two rows may go to the same slot. With v_in_k
-       (MLA) K alone is written. */
+    /* Cache append (pass ATTN_KV_APPEND; other passes don't look at this group, and it looks at no score
+       field: changing `pass` is enough to use one problem for both). K and V are the cache, kv_len its
+       capacity in tokens per sequence (paged: 0 = block_table_cols * page_size), contiguous or paged but not
+       packed, by kv_batch_index where given. New row i of sequence b goes to slot seqused_kv[b] + i (without
+       has_seqused_kv: to slot i), its position is that number too, padding on the left included. No two rows
+       may go to the same slot. With v_in_k (MLA) K alone is written. */
     int64_t     new_len;            /* new rows per sequence, >= 0; the maximum where packed        */
     int32_t     packed_new;         /* 1: k_new, v_new are [new_total, heads, dim] by cu_seqlens_new */
     attn_dtype  new_dtype;          /* of k_new, v_new, q (the cache and q_out: dtype);  0 = dtype  */
@@ -172,7 +175,8 @@ typedef struct attn_problem {
     int32_t     rotary_dim;         /* columns of a head that are turned, even;  0 = no rotary      */
     int32_t     rotary_first;       /* the first of them (MLA: 512)                                 */
     int32_t     rotary_interleaved; /* 1: pairs (0, 1), (2, 3) ...; 0: column c with c + rotary_dim / 2 */
-    int32_t     rotary_q_fixed;     /* 1: all rows of Q at the position of new row 0; 0: row i at that of row i */
+    int32_t     rotary_q_fixed;     /* 1: all rows of Q at the position of new row 0;
+                                       0: row i at that of row i */
     int32_t     has_rotary_offsets; /* 1: rotary_offsets[b] is added to the sequence's positions    */
     attn_dtype  rotary_dtype;       /* of the tables;                            0 = new_dtype      */
     int32_t     reserved_append;    /* 0 */
@@ -181,7 +185,11 @@ typedef struct attn_problem {
 } attn_problem;
 
 #ifdef __cplusplus
-static inline attn_problem attn_problem_init() { attn_problem x = {}; x.struct_size = (uint32_t)sizeof x; return x; }
+static inline attn_problem attn_problem_init() {
+    attn_problem x = {};
+    x.struct_size = (uint32_t)sizeof x;
+    return x;
+}
 #define ATTN_PROBLEM_INIT attn_problem_init()
 #else
 #define ATTN_PROBLEM_INIT { .struct_size = (uint32_t)sizeof(attn_problem) }
@@ -191,7 +199,7 @@ static inline attn_problem attn_problem_init() { attn_problem x = {}; x.struct_s
  * @return ATTN_OK or ATTN_INVALID (the message names the field). */
 ATTN_API attn_status attn_problem_resolve(attn_problem *problem);
 
-/* ---- 3. The plan ----------------------------------------------------------------------------------------- */
+/* ---- 3. The plan --------------------------------------------------------------------------------------- */
 
 /* Run task(arg, i) once for every i in 0 .. tasks - 1, on any threads, and return when all are done. */
 typedef void (*attn_parallel_for)(void *context, int tasks, void (*task)(void *arg, int index), void *arg);
@@ -204,13 +212,18 @@ typedef struct attn_options {
     void       *parallel_context;   /* handed to parallel_for; must outlive the plan                */
     int32_t     cuda_device;        /* device ordinal the plan is for (CUDA problems)               */
     int32_t     splits;             /* parts the keys are split into, where a kernel splits; 0 = it chooses */
-    int32_t     checked;            /* 1: CUDA runs first copy lengths and page tables to the host and check them
-                                       as CPU runs always do; this waits for the stream, can't be captured */
+    int32_t     checked;            /* 1: CUDA runs first copy lengths and page tables to the host
+                                       and check them as CPU runs always do; this waits for the
+                                       stream, can't be captured */
     int32_t     reserved;           /* 0 */
 } attn_options;
 
 #ifdef __cplusplus
-static inline attn_options attn_options_init() { attn_options x = {}; x.struct_size = (uint32_t)sizeof x; return x; }
+static inline attn_options attn_options_init() {
+    attn_options x = {};
+    x.struct_size = (uint32_t)sizeof x;
+    return x;
+}
 #define ATTN_OPTIONS_INIT attn_options_init()
 #else
 #define ATTN_OPTIONS_INIT { .struct_size = (uint32_t)sizeof(attn_options) }
@@ -218,31 +231,38 @@ static inline attn_options attn_options_init() { attn_options x = {}; x.struct_s
 
 typedef struct attn_plan attn_plan;
 
-/* Choose a kernel for `problem` and fix its schedule. `options` may be NULL. Everything that can fail, fails here.
+/* Choose a kernel for `problem` and fix its schedule. `options` may be NULL.
+ * Everything that can fail, fails here.
  * On success *plan is the caller's, to be given to attn_plan_destroy; on failure *plan is NULL.
  * Thread-safe. A plan holds no tensor pointer and is never written after this call: share it between threads.
- * @return ATTN_OK; ATTN_INVALID; ATTN_UNSUPPORTED; ATTN_NO_MEMORY; ATTN_DEVICE_ERROR (no driver, no device). */
-ATTN_API attn_status attn_plan_create(attn_plan **plan, const attn_problem *problem, const attn_options *options);
+ * @return ATTN_OK; ATTN_INVALID; ATTN_UNSUPPORTED; ATTN_NO_MEMORY;
+ *         ATTN_DEVICE_ERROR (no driver, no device). */
+ATTN_API attn_status attn_plan_create(attn_plan **plan, const attn_problem *problem,
+                                      const attn_options *options);
 ATTN_API void        attn_plan_destroy(attn_plan *plan); /* NULL is allowed */
 
-ATTN_API const char *attn_plan_kernel(const attn_plan *plan);          /* name; lives as long as the library */
-ATTN_API const attn_problem *attn_plan_problem(const attn_plan *plan); /* resolved; lives as long as the plan */
-ATTN_API size_t      attn_plan_workspace(const attn_plan *plan);       /* bytes, exact; may be 0 */
-ATTN_API int         attn_plan_threads(const attn_plan *plan);         /* CPU threads a run uses at most */
+/* name; lives as long as the library */
+ATTN_API const char *attn_plan_kernel(const attn_plan *plan);
+/* resolved; lives as long as the plan */
+ATTN_API const attn_problem *attn_plan_problem(const attn_plan *plan);
+ATTN_API size_t      attn_plan_workspace(const attn_plan *plan); /* bytes, exact; may be 0 */
+ATTN_API int         attn_plan_threads(const attn_plan *plan);   /* CPU threads a run uses at most */
 
 /* One line per registered kernel of the problem's pass and device, best first: "NAME chosen|fits|REASON".
  * It is the planner's own decision code. Writes at most `size` bytes with a final NUL.
- * @return the length that the whole text needs, like snprintf; a malformed problem gives its error as text. */
+ * @return the length that the whole text needs, like snprintf;
+ *         a malformed problem gives its error as text. */
 ATTN_API int attn_explain(const attn_problem *problem, const attn_options *options, char *text, size_t size);
 
-/* ---- 4. Running ------------------------------------------------------------------------------------------ */
+/* ---- 4. Running ---------------------------------------------------------------------------------------- */
 
-/* Pointers to the first element, in the memory of problem.device (CUDA: all on options.cuda_device; managed memory
- * is fine, host memory is not), aligned to their element. A fast CUDA kernel may want 16 bytes for q, k, v, o, bias
- * and says so; reference_fwd_cuda takes any.
- * Only what the problem asks for is read; `lse` may be NULL where it isn't wanted. Inputs may alias each other,
- * outputs may not alias anything, but q_out may be q itself (same dtype and strides). Length arrays and tables are
- * read when the run executes. ATTN_KV_APPEND writes into the cache behind k and v: no byte but the new rows' own. */
+/* Pointers to the first element, in the memory of problem.device (CUDA: all on options.cuda_device; managed
+ * memory is fine, host memory is not), aligned to their element. A fast CUDA kernel may want 16 bytes for q,
+ * k, v, o, bias and says so; reference_fwd_cuda takes any.
+ * Only what the problem asks for is read; `lse` may be NULL where it isn't wanted. Inputs may alias each
+ * other, outputs may not alias anything, but q_out may be q itself (same dtype and strides). Length
+ * arrays and tables are read when the run executes. ATTN_KV_APPEND writes into the cache behind k and v:
+ * no byte but the new rows' own. */
 typedef struct attn_tensors {
     uint32_t       struct_size;     /* sizeof(attn_tensors); ATTN_TENSORS_INIT sets it */
     uint32_t       reserved;
@@ -261,7 +281,8 @@ typedef struct attn_tensors {
     const int32_t *seqused_kv;      /* [batch] */
     const int32_t *leftpad_kv;      /* [batch] */
     const int32_t *kv_batch_index;  /* [batch] */
-    const int32_t *block_table;     /* [batch, block_table_cols]; entries past a sequence's last page are never read */
+    const int32_t *block_table;     /* [batch, block_table_cols];
+                                       entries past a sequence's last page are never read */
     /* ATTN_KV_APPEND */
     const void    *k_new;           /* new_dtype [batch, new_len, kv_heads, qk_dim] */
     const void    *v_new;           /* new_dtype [batch, new_len, kv_heads, v_dim ] */
@@ -269,50 +290,63 @@ typedef struct attn_tensors {
     const void    *rotary_cos, *rotary_sin; /* rotary_dtype [rotary_rows, rotary_dim / 2] */
     const int32_t *rotary_offsets;  /* [batch] */
     const int32_t *cu_seqlens_new;  /* [batch + 1], ascending from 0 */
-    int32_t       *seqused_kv_out;  /* [batch], or NULL: the lengths after the append, for the forward that follows */
+    int32_t       *seqused_kv_out;  /* [batch], or NULL: the lengths after the append,
+                                       for the forward that follows */
     /* Decoding on CUDA */
-    const void    *schedule;        /* what attn_plan_schedule wrote for these lengths; NULL: made in the run */
+    const void    *schedule;        /* what attn_plan_schedule wrote for these lengths;
+                                       NULL: made in the run */
 } attn_tensors;
 
 #ifdef __cplusplus
-static inline attn_tensors attn_tensors_init() { attn_tensors x = {}; x.struct_size = (uint32_t)sizeof x; return x; }
+static inline attn_tensors attn_tensors_init() {
+    attn_tensors x = {};
+    x.struct_size = (uint32_t)sizeof x;
+    return x;
+}
 #define ATTN_TENSORS_INIT attn_tensors_init()
 #else
 #define ATTN_TENSORS_INIT { .struct_size = (uint32_t)sizeof(attn_tensors) }
 #endif
 
-/* Compute. `workspace`: attn_plan_workspace bytes, 64-byte aligned (CPU) or 256 (CUDA), in the problem's device
- * memory, content irrelevant; NULL if its size is 0. Two concurrent runs must not share a workspace or outputs.
+/* Compute. `workspace`: attn_plan_workspace bytes, 64-byte aligned (CPU) or 256 (CUDA), in the
+ * problem's device memory, content irrelevant; NULL if its size is 0. Two concurrent runs must not
+ * share a workspace or outputs.
  * `stream`: CUDA only, a CUstream / cudaStream_t; NULL = the default stream. CPU problems ignore it.
- * Allocates nothing, keeps nothing, prints nothing; leaves the floating-point environment as it was. Thread-safe.
- * On CUDA it returns once the work is queued, leaves the caller's context and device as they were, copies nothing,
- * waits for nothing, and may be captured into a graph, whose replays read the lengths and tables anew. There lengths
- * beyond the plan's maxima are cut to them, and a page id out of range never makes a kernel read outside the pool:
- * the rows concerned are unspecified (NaN from reference_fwd_cuda); an append drops rows that have no slot in the
- * cache, and takes the nearest position that the rotary tables have. options.checked makes each an error.
- * @return ATTN_OK; ATTN_INVALID (a needed pointer is NULL, misaligned or on another device; the default stream while
- *         another one is captured; CPU and checked plans: a length or page id out of range, outputs untouched);
+ * Allocates nothing, keeps nothing, prints nothing;
+ * leaves the floating-point environment as it was. Thread-safe.
+ * On CUDA it returns once the work is queued, leaves the caller's context and device as they were, copies
+ * nothing, waits for nothing, and may be captured into a graph, whose replays read the lengths and tables
+ * anew. There lengths beyond the plan's maxima are cut to them, and a page id out of range never makes a
+ * kernel read outside the pool: the rows concerned are unspecified (NaN from reference_fwd_cuda); an append
+ * drops rows that have no slot in the cache, and takes the nearest position that the rotary tables have.
+ * options.checked makes each an error.
+ * @return ATTN_OK; ATTN_INVALID (a needed pointer is NULL, misaligned or on another device; the default
+ *         stream while another one is captured; CPU and checked plans: a length or page id out of
+ *         range, outputs untouched);
  *         ATTN_DEVICE_ERROR (the message has the driver's name for it; a broken context stays broken). */
-ATTN_API attn_status attn_run(const attn_plan *plan, const attn_tensors *tensors, void *workspace, void *stream);
+ATTN_API attn_status attn_run(const attn_plan *plan, const attn_tensors *tensors, void *workspace,
+                              void *stream);
 
-/* A schedule once per step for all layers: kernels that cut the keys of a ragged batch into even shares decide where
- * from the lengths on the device, at the start of each run. Layers with the same lengths can share that decision.
- * `schedule`: attn_plan_schedule_size bytes of device memory, 256-byte aligned; size 0: this plan's kernel makes none,
- * and tensors.schedule is not looked at. Of `lengths` only cu_seqlens, seqused, leftpad_kv are read, when the queued
- * work executes. Give the result as tensors.schedule to runs with the same lengths on streams that wait for it, of
- * this plan or of any with the same batch, heads, dims, maxima, masks and options. A run checks that it fits: if not,
- * its O and LSE become NaN, or with options.checked it is ATTN_INVALID. Other lengths than it was made for: O and LSE
- * are unspecified, but nothing outside the tensors is touched. May be captured into a graph; thread-safe.
+/* A schedule once per step for all layers: kernels that cut the keys of a ragged batch into even shares
+ * decide where from the lengths on the device, at the start of each run. Layers with the same lengths
+ * can share that decision.
+ * `schedule`: attn_plan_schedule_size bytes of device memory, 256-byte aligned; size 0: this plan's kernel
+ * makes none, and tensors.schedule is not looked at. Of `lengths` only cu_seqlens, seqused, leftpad_kv are
+ * read, when the queued work executes. Give the result as tensors.schedule to runs with the same lengths on
+ * streams that wait for it, of this plan or of any with the same batch, heads, dims, maxima, masks and
+ * options. A run checks that it fits: if not, its O and LSE become NaN, or with options.checked it is
+ * ATTN_INVALID. Other lengths than it was made for: O and LSE are unspecified, but nothing outside the
+ * tensors is touched. May be captured into a graph; thread-safe.
  * @return as attn_run. */
 ATTN_API size_t      attn_plan_schedule_size(const attn_plan *plan);
 ATTN_API attn_status attn_plan_schedule(const attn_plan *plan, const attn_tensors *lengths, void *schedule,
                                         void *stream);
 
-/* Plan, allocate a workspace, run, free: the convenient form for CPU problems. CUDA problems work when their plan
- * needs no workspace, otherwise ATTN_UNSUPPORTED (the library never allocates device memory). */
+/* Plan, allocate a workspace, run, free: the convenient form for CPU problems. CUDA problems work when their
+ * plan needs no workspace, otherwise ATTN_UNSUPPORTED (the library never allocates device memory). */
 ATTN_API attn_status attn_attend(const attn_problem *problem, const attn_tensors *tensors, void *stream);
 
-/* ---- 5. What is here ------------------------------------------------------------------------------------- */
+/* ---- 5. What is here ----------------------------------------------------------------------------------- */
 
 typedef struct attn_kernel_info {
     uint32_t    struct_size;        /* set by the caller */
@@ -330,7 +364,8 @@ ATTN_API attn_status attn_kernel_describe(int index, attn_kernel_info *info);
 ATTN_API int         attn_version(void);        /* ATTN_VERSION of the library file */
 ATTN_API const char *attn_version_string(void); /* "0.1.0" */
 ATTN_API const char *attn_build_info(void);     /* compiler, what was built in; one line */
-ATTN_API const char *attn_cpu_isa(void);        /* the best instruction set in use: "avx512bf16", "avx2", "scalar" */
+ATTN_API const char *attn_cpu_isa(void);        /* the best instruction set in use:
+                                                   "avx512bf16", "avx2", "scalar" */
 ATTN_API int         attn_cpu_threads(void);    /* the default thread count here */
 
 #ifdef __cplusplus

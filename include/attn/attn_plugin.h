@@ -1,6 +1,7 @@
 /* attn_plugin.h — your own kernel, checked, timed and ranked beside the library's:
  *     attn check --kernel ./mine.c        attn bench --kernel ./mine.c
- * A plug-in is one file that defines `attn_plugin attn_plugin_kernel`. It needs this header and no library. */
+ * A plug-in is one file that defines `attn_plugin attn_plugin_kernel`.
+ * It needs this header and no library. */
 #ifndef ATTN_PLUGIN_H
 #define ATTN_PLUGIN_H
 #include "attn/attn.h"
@@ -9,7 +10,8 @@
 extern "C" {
 #endif
 
-/* Bytes that a run moved between far memory (the tensors) and near memory (tiles, registers), counted by the kernel. */
+/* Bytes that a run moved between far memory (the tensors) and near memory (tiles, registers),
+ * counted by the kernel. */
 typedef struct attn_traffic { int64_t q, k, v, o, scores; } attn_traffic;
 
 typedef struct attn_plugin {
@@ -22,7 +24,8 @@ typedef struct attn_plugin {
     /* Bytes of workspace; may be NULL: none. */
     int64_t     (*workspace)(const attn_problem *problem);
     /* Compute O and, if tensors->lse is set, LSE. `stream` is NULL on the CPU. */
-    attn_status (*run)(const attn_problem *problem, const attn_tensors *tensors, void *workspace, void *stream);
+    attn_status (*run)(const attn_problem *problem, const attn_tensors *tensors, void *workspace,
+                       void *stream);
     /* What the last run moved; may be NULL. */
     void        (*traffic)(attn_traffic *out);
 } attn_plugin;
@@ -62,8 +65,8 @@ ATTN_PLUGIN_INLINE int64_t attn_plugin_limit(const attn_problem *p, int64_t i) {
 /* Where query head h of sequence b begins in each tensor; K and V of the head group that it belongs to. */
 typedef struct attn_plugin_head { const float *q, *k, *v; float *o, *lse; } attn_plugin_head;
 
-ATTN_PLUGIN_INLINE attn_plugin_head attn_plugin_head_at(const attn_problem *p, const attn_tensors *t, int64_t b,
-                                                        int64_t h) {
+ATTN_PLUGIN_INLINE attn_plugin_head attn_plugin_head_at(const attn_problem *p, const attn_tensors *t,
+                                                        int64_t b, int64_t h) {
     const int64_t g = h / (p->q_heads / p->kv_heads);
     attn_plugin_head at;
     at.q = (const float *)t->q + b * p->q_stride.batch + h * p->q_stride.head;

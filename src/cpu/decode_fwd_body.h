@@ -1,6 +1,8 @@
-/* decode_fwd_body.h — few queries over many keys; included once per instruction set. An item reads its part of K and V
- * once, chunk by chunk, for all query heads that share it; where the keys are split, a second pass merges the parts.
- * Chunks start at multiples of CHUNK whatever the item, and parts are fixed by the plan: bits don't depend on threads. */
+/* decode_fwd_body.h — few queries over many keys; included once per instruction set. An item reads its
+ * part of K and V once, chunk by chunk, for all query heads that share it; where the keys are split, a
+ * second pass merges the parts.
+ * Chunks start at multiples of CHUNK whatever the item, and parts are fixed by the plan:
+ * bits don't depend on threads. */
 #include <string.h>
 #include "decode_fwd_dots.h"
 #include "decode_fwd_item.h"
@@ -11,23 +13,31 @@
 #include "decode_fwd_f32.h"
 #endif
 
-enum { FEW_ROWS = 12,                                 /* query rows per K/V head up to which decode beats flash */
-       MOST_ROWS = 128,                               /* and up to which it may, by splitting keys among threads */
+enum { FEW_ROWS = 12,                                 /* query rows per K/V head up to
+                                                         which decode beats flash */
+       MOST_ROWS = 128,                               /* and up to which it may,
+                                                         by splitting keys among threads */
        LONG_KEYS = 1024,                              /* if there are as many keys */
-       ITEM_ROWS = 64,                                /* rows of all heads of an item: its sums stay in L1 and L2 */
+       ITEM_ROWS = 64,                                /* rows of all heads of an item:
+                                                         its sums stay in L1 and L2 */
        AHEAD = 4096,                                  /* bytes from what is read to what is fetched, */
        HEADS_AHEAD = 2,                               /* or heads, where they lie side by side */
        LEAST_KEYS = 256, STRICT_KEYS = 1024 };        /* keys of a part: at least; in strict mode always */
 /* schedule[]: */
 enum { PARTS, PART_KEYS, ITEM_HEADS, HEAD_ITEMS };
 
-typedef struct { const attn_plan *plan; const attn_tensors *t; char *workspace; decode_layout layout; } decode_job;
+typedef struct {
+    const attn_plan *plan;
+    const attn_tensors *t;
+    char *workspace;
+    decode_layout layout;
+} decode_job;
 
 /* ---- one head, one chunk ---- */
 
 /* Rows `row` .. of one head: scores, masks, softmax, values. The first group of rows fetches for all. */
-static void rows_of_chunk(decode *x, int64_t head, int64_t row, int rows, rows_at k, rows_at v, rows_ahead next_k,
-                          rows_ahead next_v) {
+static void rows_of_chunk(decode *x, int64_t head, int64_t row, int rows, rows_at k, rows_at v,
+                          rows_ahead next_k, rows_ahead next_v) {
     const int64_t at = head * x->padded + row;
     float alpha[ROWS], *o = x->o + at * x->o_row;
     int masked = 0;
@@ -42,13 +52,15 @@ static void rows_of_chunk(decode *x, int64_t head, int64_t row, int rows, rows_a
     for (int i = 0; i < rows; i++) {
         const char *seen[CHUNK];
         visible_values(x, head, at_most(row + i, x->rows - 1), v, seen);
-        values_of(x, 1, x->scores + i * CHUNK, (rows_at){ seen, 0 }, (rows_ahead){ v, 0 }, alpha + i, o + i * x->o_row);
+        values_of(x, 1, x->scores + i * CHUNK, (rows_at){ seen, 0 }, (rows_ahead){ v, 0 }, alpha + i,
+                  o + i * x->o_row);
     }
 }
 
-/* The rows to fetch while `list` is read at `head`: of one head AHEAD bytes ahead; of heads side by side those of the
- * head after the next. */
-static rows_ahead next_rows(const decode *x, const char **list, int64_t head, int64_t head_step, int64_t bytes) {
+/* The rows to fetch while `list` is read at `head`: of one head AHEAD bytes ahead;
+ * of heads side by side those of the head after the next. */
+static rows_ahead next_rows(const decode *x, const char **list, int64_t head, int64_t head_step,
+                            int64_t bytes) {
     const int64_t ahead = x->p->v_in_k ? 2 * AHEAD : AHEAD;      /* V in K: one stream instead of two */
     const int64_t keys = at_least(1, at_most(CHUNK, ahead / bytes)), next = head + HEADS_AHEAD;
     if (x->heads == 1) return (rows_ahead){ { list + keys, 0 }, x->last ? 0 : bytes };
@@ -58,7 +70,8 @@ static rows_ahead next_rows(const decode *x, const char **list, int64_t head, in
 
 static void head_of_chunk(decode *x, int64_t head) {
     const attn_problem *p = x->p;
-    const int64_t size = attn_dtype_size(p->dtype), k_step = p->k_stride.head * size, v_step = p->v_stride.head * size;
+    const int64_t size = attn_dtype_size(p->dtype), k_step = p->k_stride.head * size,
+                  v_step = p->v_stride.head * size;
     const rows_at k = { x->k, head * k_step }, v = { x->v, head * v_step };
     rows_ahead next_k = next_rows(x, x->k, head, k_step, p->qk_dim * size);
     rows_ahead next_v = next_rows(x, x->v, head, v_step, p->v_dim * size);
@@ -120,13 +133,15 @@ static char *sums_of(const decode_job *job, int64_t item) {
 
 static void decode_item(void *arg, int64_t item, int slot) {
     const decode_job *job = arg;
-    const int64_t parts = job->plan->schedule[PARTS], keys = job->plan->schedule[PART_KEYS], part = item % parts;
+    const int64_t parts = job->plan->schedule[PARTS], keys = job->plan->schedule[PART_KEYS],
+                  part = item % parts;
     decode x = decode_at(job, item / parts);
     if (!x.rows) return;
     place(&x, job->workspace + slot * job->layout.slot, parts > 1 ? sums_of(job, item) : NULL, &job->layout);
     open_rows(&x);
     x.low = at_least(x.row_low[0], part * keys);
-    x.high = part + 1 == parts ? x.row_high[x.padded - 1] : at_most(x.row_high[x.padded - 1], (part + 1) * keys);
+    x.high = part + 1 == parts ? x.row_high[x.padded - 1]
+                               : at_most(x.row_high[x.padded - 1], (part + 1) * keys);
     if (x.low < x.high) walk_keys(&x);
     for (int64_t head = 0; head < x.heads && parts == 1; head++)
         for (int64_t row = 0; row < x.rows; row++) {
@@ -138,7 +153,8 @@ static void decode_item(void *arg, int64_t item, int slot) {
 /* ---- merging the parts of a row ---- */
 
 /* Sums of all parts, each shrunk to the common maximum, in the order of the keys, into the slot's scratch. */
-static void merge_row(const decode_job *job, const decode *x, int64_t index, int64_t at, float *sum, float *m, float *l) {
+static void merge_row(const decode_job *job, const decode *x, int64_t index, int64_t at, float *sum, float *m,
+                      float *l) {
     const int64_t parts = job->plan->schedule[PARTS];
     const int64_t o_floats = x->heads * x->padded * x->o_row, rows = x->heads * x->padded;
     const char *first = sums_of(job, index * parts);
@@ -176,9 +192,9 @@ static void merge_item(void *arg, int64_t index, int slot) {
 
 /* ---- the record ---- */
 
-/* Flash needs 16 rows to fill its lanes, but cuts a K/V head's rows only into whole panels: with fewer of them than
- * threads, splitting the keys wins (MLA: 128 query heads on one K/V head are two panels of AVX-512). Not in strict mode,
- * where batch and threads may not decide anything. */
+/* Flash needs 16 rows to fill its lanes, but cuts a K/V head's rows only into whole panels: with fewer of
+ * them than threads, splitting the keys wins (MLA: 128 query heads on one K/V head are two panels of
+ * AVX-512). Not in strict mode, where batch and threads may not decide anything. */
 static const char *decode_refuses(const attn_problem *p) {
     const int64_t group = p->q_heads / p->kv_heads;
     const int64_t panels = (p->q_len * group + SIMD_VECS * LANES - 1) / (SIMD_VECS * LANES);
@@ -189,11 +205,12 @@ static const char *decode_refuses(const attn_problem *p) {
     if (attn_multiply(p->batch, p->kv_heads, &items) && attn_multiply(items, panels, &items) &&
         items < attn_threads_default())
         return NULL;
-    return "more than 12 query rows per K/V head, and work for all threads without splitting keys: flash is faster";
+    return "more than 12 query rows per K/V head, and work for all threads without splitting keys: "
+           "flash is faster";
 }
 
-/* Into how many parts the keys are cut. In strict mode by their number alone; otherwise so that every thread gets
- * about four items, or as the options say. */
+/* Into how many parts the keys are cut. In strict mode by their number alone;
+ * otherwise so that every thread gets about four items, or as the options say. */
 static void plan_parts(attn_plan *plan, int64_t items) {
     const attn_problem *p = &plan->problem;
     int64_t parts = (4 * plan->threads + items - 1) / items;
@@ -231,7 +248,8 @@ static attn_status decode_prepare(attn_plan *plan) {
 static attn_status decode_run(const attn_plan *plan, const attn_tensors *t, void *workspace, void *stream) {
     (void)stream;
     const attn_problem *p = &plan->problem;
-    const int64_t *schedule = plan->schedule, parts = schedule[PARTS], heads = p->batch * schedule[HEAD_ITEMS];
+    const int64_t *schedule = plan->schedule, parts = schedule[PARTS],
+                   heads = p->batch * schedule[HEAD_ITEMS];
     const int64_t rows = at_least(1, p->q_len * (p->q_heads / p->kv_heads));
     decode_job job = { plan, t, workspace, lay_out(p, rows, schedule[ITEM_HEADS], parts > 1) };
     attn_parallel(plan, heads * parts, decode_item, &job);

@@ -1,8 +1,9 @@
-/* decode_fwd_dots.h — the two register kernels of decode in f32: scores of 1, 2, 4 or 8 query rows by dot products along
- * a key's row, and O += P V along a value's row. K and V are read row by row, wherever each row lies; while one block is
- * computed, the lines of a later one are on their way. */
+/* decode_fwd_dots.h — the two register kernels of decode in f32: scores of 1, 2, 4 or 8 query rows by dot
+ * products along a key's row, and O += P V along a value's row. K and V are read row by row, wherever each
+ * row lies; while one block is computed, the lines of a later one are on their way. */
 enum { CHUNK = 64,                                    /* keys at a time: two blocks of K and V stay in L2 */
-       ROWS = LANES / 2,                              /* query rows at a time: half of the registers are sums */
+       ROWS = LANES / 2,                              /* query rows at a time:
+                                                         half of the registers are sums */
        MOST_VECS = 8 };                               /* vectors of columns at a time */
 
 /* Rows of keys: key j's row is at row[j] + at bytes. */
@@ -36,8 +37,8 @@ SIMD_INLINE vec dot(const attn_dtype dtype, const int64_t dim, const float *q, c
 }
 
 /* s[i][j] = q[i] . k[j] for `rows` query rows and LANES / rows keys. */
-SIMD_INLINE void score_tile(const attn_dtype dtype, const int rows, const int64_t dim, const float *q, int64_t q_row,
-                            rows_at k, float *s) {
+SIMD_INLINE void score_tile(const attn_dtype dtype, const int rows, const int64_t dim, const float *q,
+                            int64_t q_row, rows_at k, float *s) {
     const int keys = LANES / rows;
     vec sums[LANES];
     const char *row[LANES];
@@ -70,7 +71,8 @@ SIMD_INLINE void score_tile(const attn_dtype dtype, const int rows, const int64_
         for (int j = 0; j < keys; j++) {
             const vec y = v_load_part_any(row[j], dtype, d, part);
             SIMD_UNROLL
-            for (int i = 0; i < rows; i++) sums[i * keys + j] = v_fma(y, v_load(q + i * q_row + d), sums[i * keys + j]);
+            for (int i = 0; i < rows; i++)
+                sums[i * keys + j] = v_fma(y, v_load(q + i * q_row + d), sums[i * keys + j]);
         }
     }
     float all[LANES];
@@ -80,8 +82,8 @@ SIMD_INLINE void score_tile(const attn_dtype dtype, const int rows, const int64_
 }
 
 /* Keys from .. to - 1, both multiples of LANES. */
-SIMD_INLINE void score_rows(const attn_dtype dtype, const int rows, const int64_t dim, const float *q, int64_t q_row,
-                            rows_at k, int64_t from, int64_t to, rows_ahead ahead, float *s) {
+SIMD_INLINE void score_rows(const attn_dtype dtype, const int rows, const int64_t dim, const float *q,
+                            int64_t q_row, rows_at k, int64_t from, int64_t to, rows_ahead ahead, float *s) {
     const int keys = LANES / rows;
     for (int64_t j = from; j < to; j += keys) {
         for (int i = 0; i < keys && ahead.bytes; i++) fetch_row(ahead, j + i);
@@ -91,15 +93,17 @@ SIMD_INLINE void score_rows(const attn_dtype dtype, const int rows, const int64_
 
 /* ---- O += P V ---- */
 
-/* o[i][column ..] = alpha[i] o[i] + sum over keys of p[i][j] v[j] for `rows` rows and `vecs` vectors of columns. */
-SIMD_INLINE void value_tile(const attn_dtype dtype, const int rows, const int vecs, const int part, vmask tail,
-                            const float *p, rows_at v, int64_t from, int64_t to, rows_ahead ahead, int64_t column,
-                            const float *alpha, float *o, int64_t o_row) {
+/* o[i][column ..] = alpha[i] o[i] + sum over keys of p[i][j] v[j] for `rows` rows and
+ * `vecs` vectors of columns. */
+SIMD_INLINE void value_tile(const attn_dtype dtype, const int rows, const int vecs, const int part,
+                            vmask tail, const float *p, rows_at v, int64_t from, int64_t to, rows_ahead ahead,
+                            int64_t column, const float *alpha, float *o, int64_t o_row) {
     vec sums[ROWS][MOST_VECS];
     SIMD_UNROLL
     for (int i = 0; i < rows; i++)
         SIMD_UNROLL
-        for (int c = 0; c < vecs; c++) sums[i][c] = v_mul(v_set(alpha[i]), v_load(o + i * o_row + column + c * LANES));
+        for (int c = 0; c < vecs; c++)
+            sums[i][c] = v_mul(v_set(alpha[i]), v_load(o + i * o_row + column + c * LANES));
     SIMD_UNROLL_BY(2)
     for (int64_t j = from; j < to; j++) {
         const char *row = v.row[j] + v.at;
@@ -122,10 +126,11 @@ SIMD_INLINE void value_tile(const attn_dtype dtype, const int rows, const int ve
         for (int c = 0; c < vecs; c++) v_store(o + i * o_row + column + c * LANES, sums[i][c]);
 }
 
-SIMD_INLINE void value_rows(const attn_dtype dtype, const int rows, const int64_t dim, const float *p, rows_at v,
-                            int64_t from, int64_t to, rows_ahead ahead, const float *alpha, float *o, int64_t o_row) {
-    /* Sums fill half of the registers, or three quarters: then a number of V is widened for 8 rows, and 3 vectors of it
-     * share the fetching of P. */
+SIMD_INLINE void value_rows(const attn_dtype dtype, const int rows, const int64_t dim, const float *p,
+                            rows_at v, int64_t from, int64_t to, rows_ahead ahead, const float *alpha,
+                            float *o, int64_t o_row) {
+    /* Sums fill half of the registers, or three quarters: then a number of V is widened for 8 rows,
+     * and 3 vectors of it share the fetching of P. */
     const int wide = rows == 8 ? 3 : LANES / rows < 8 ? LANES / rows : 8;
     const rows_ahead none = { ahead.rows, 0 };
     int64_t d = 0;
@@ -142,6 +147,6 @@ SIMD_INLINE void value_rows(const attn_dtype dtype, const int rows, const int64_
         ahead = none;
     }
     for (; d < dim; d += LANES, ahead = none)
-        value_tile(dtype, rows, 1, 1, v_first(dim - d < LANES ? dim - d : LANES), p, v, from, to, ahead, d, alpha, o,
-                   o_row);
+        value_tile(dtype, rows, 1, 1, v_first(dim - d < LANES ? dim - d : LANES), p, v, from, to, ahead, d,
+                   alpha, o, o_row);
 }

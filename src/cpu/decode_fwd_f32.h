@@ -1,4 +1,5 @@
-/* decode_fwd_f32.h — decode in f32 arithmetic: K and V are widened as they are read; a word of Q is one number. */
+/* decode_fwd_f32.h — decode in f32 arithmetic: K and V are widened as they are read;
+ * a word of Q is one number. */
 #define DECODE_DTYPES ATTN_DTYPE_BITS_ALL
 #define DECODE_SUMMARY "few queries, K and V read once for all heads that share them, f32 arithmetic"
 
@@ -32,7 +33,7 @@ static void scores_of(const decode *x, int rows, const float *q, rows_at k, rows
     WITH_DTYPE(score_rows, x->p->dtype, x->p->qk_dim, q, x->q_row, k, x->begin, x->end, ahead, x->scores);
 }
 
-static void values_of(const decode *x, int rows, const float *p, rows_at v, rows_ahead ahead, const float *alpha,
-                      float *o) {
+static void values_of(const decode *x, int rows, const float *p, rows_at v, rows_ahead ahead,
+                      const float *alpha, float *o) {
     WITH_DTYPE(value_rows, x->p->dtype, x->p->v_dim, p, v, x->from, x->to, ahead, alpha, o, x->o_row);
 }

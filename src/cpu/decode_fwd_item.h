@@ -1,5 +1,6 @@
-/* decode_fwd_item.h — what a work item of the decode kernels sees: a sequence, some neighbouring K/V heads, a part of
- * the keys; all query rows of a head together (row r = position r / group, head r % group of that K/V head). */
+/* decode_fwd_item.h — what a work item of the decode kernels sees: a sequence, some neighbouring K/V
+ * heads, a part of the keys; all query rows of a head together (row r = position r / group, head
+ * r % group of that K/V head). */
 typedef struct decode {
     const attn_problem *p;
     const attn_tensors *t;
@@ -7,14 +8,17 @@ typedef struct decode {
     int64_t group, rows;                              /* query heads per K/V head; query rows per K/V head */
     int64_t padded;                                   /* rows rounded up to what the kernels take at a time */
     int64_t kv_head, heads;                           /* first K/V head, how many */
-    int edited;                                       /* softcap, bias or ALiBi: scores are in natural units */
+    int edited;                                       /* softcap, bias or ALiBi:
+                                                         scores are in natural units */
     float sign, c;                                    /* of Q as stored; 2^(c x): what a score x is worth */
-    int64_t low, high;                                /* keys that some row sees in this item's part of them */
+    int64_t low, high;                                /* keys that some row sees in
+                                                         this item's part of them */
     int64_t chunk, from, to;                          /* current keys: chunk + from .. chunk + to - 1 */
     int64_t begin, end;                               /* the same in whole vectors */
     int last;                                         /* no chunk after this one */
     const char **k, **v;                              /* [2][CHUNK] rows of this chunk and of the next one */
-    int64_t *row_low, *row_high;                      /* [padded]: keys that causal and window let a row see */
+    int64_t *row_low, *row_high;                      /* [padded]: keys that causal
+                                                         and window let a row see */
     float *q;                                         /* [heads][padded][q_row]: words of 4 bytes */
     float *o, *m, *l;                                 /* [heads][padded][o_row], [heads][padded], the same */
     float *scores;                                    /* [ROWS][CHUNK] */
@@ -58,7 +62,8 @@ static decode_layout lay_out(const attn_problem *p, int64_t rows, int64_t heads,
     a.rows = carve(&a.slot, 4 * CHUNK * (int64_t)sizeof(char *));
     a.low = carve(&a.slot, a.padded * (int64_t)sizeof(int64_t));
     a.high = carve(&a.slot, a.padded * (int64_t)sizeof(int64_t));
-    a.q = carve(&a.slot, at_least(heads * a.padded * a.q_row, a.o_row) * f);   /* a merged row of O goes there too */
+    /* a merged row of O goes there too */
+    a.q = carve(&a.slot, at_least(heads * a.padded * a.q_row, a.o_row) * f);
     a.scores = carve(&a.slot, ROWS * CHUNK * f);
     a.o = carve(&a.slot, split ? 0 : a.sums);
     return a;
@@ -95,7 +100,8 @@ static const void *query_row(const decode *x, int64_t head, int64_t row) {
 static void open_rows(decode *x) {
     for (int64_t row = 0; row < x->padded; row++) {
         attn_range r = attn_visible(x->p, &x->s, row_position(x, at_most(row, x->rows - 1)));
-        if (r.high <= r.low) r.low = r.high = at_most(r.low, x->s.kv_len);   /* then both ends ascend with rows */
+        /* then both ends ascend with rows */
+        if (r.high <= r.low) r.low = r.high = at_most(r.low, x->s.kv_len);
         x->row_low[row] = r.low;
         x->row_high[row] = r.high;
     }
@@ -122,14 +128,16 @@ static void close_row(const decode *x, int64_t head, int64_t row, const float *s
         const vec a = l != 0 ? v_mul(v_load(sum + d), v_set(factor)) : v_zero();
         v_store_part_any(o, p->o_dtype, d, v_first(at_most(LANES, p->v_dim - d)), a);
     }
-    if (x->t->lse) x->t->lse[attn_lse_offset(p, &x->s, i, h)] = l != 0 ? (float)(natural + logf(l)) : -INFINITY;
+    if (x->t->lse)
+        x->t->lse[attn_lse_offset(p, &x->s, i, h)] = l != 0 ? (float)(natural + logf(l)) : -INFINITY;
 }
 
 /* ---- rows of K and V ---- */
 
-/* Where the rows of the chunk's keys are, of the item's first head; keys out of low .. high - 1 repeat an end (in the
- * first chunk, which nothing fetches ahead, up to a whole vector). */
-static void find_rows(const decode *x, int64_t chunk, const char *base, attn_stride stride, const char **rows) {
+/* Where the rows of the chunk's keys are, of the item's first head; keys out of low .. high - 1 repeat an end
+ * (in the first chunk, which nothing fetches ahead, up to a whole vector). */
+static void find_rows(const decode *x, int64_t chunk, const char *base, attn_stride stride,
+                      const char **rows) {
     const attn_problem *p = x->p;
     const int64_t size = attn_dtype_size(p->dtype);
     const int64_t first = at_least(x->low, chunk), last = at_most(x->high, chunk + CHUNK);

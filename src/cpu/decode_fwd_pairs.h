@@ -1,5 +1,6 @@
-/* decode_fwd_pairs.h — decode on bf16 pairs: an instruction multiplies two and two numbers and adds both products to an
- * f32 sum. Q K^T pairs neighbours along a row, P V pairs neighbouring keys, P rounded to bf16; sums stay f32. */
+/* decode_fwd_pairs.h — decode on bf16 pairs: an instruction multiplies two and two numbers and adds
+ * both products to an f32 sum. Q K^T pairs neighbours along a row, P V pairs neighbouring keys, P
+ * rounded to bf16; sums stay f32. */
 #define DECODE_DTYPES ATTN_DTYPE_BIT(ATTN_BF16)
 #define DECODE_SUMMARY "few queries, K and V read once for all heads that share them, products of bf16 pairs"
 enum { WIDTH = 2 * LANES };                           /* numbers in a vector */
@@ -17,7 +18,8 @@ static void load_query(const decode *x, int64_t head, int64_t row, float *to) {
     }
 }
 
-/* WIDTH numbers of a row; `part`: those before its end, zeros behind. Whole vectors need no mask made at each load. */
+/* WIDTH numbers of a row; `part`: those before its end, zeros behind.
+ * Whole vectors need no mask made at each load. */
 SIMD_INLINE vec load_bits(const int part, const char *row, int64_t d, int64_t dim) {
     return part ? pairs_bits((const uint16_t *)(const void *)row + d, dim - d)
                 : v_load((const float *)(const void *)(row + 2 * d));
@@ -27,8 +29,8 @@ SIMD_INLINE pairs load_pairs(const int part, const char *row, int64_t d, int64_t
 }
 
 /* sums[i][j] += q[i] . k[j] over WIDTH numbers. */
-SIMD_INLINE void pair_score_step(const int part, const int rows, int64_t d, int64_t dim, const float *q, int64_t q_row,
-                                 const char *const *row, vec *sums) {
+SIMD_INLINE void pair_score_step(const int part, const int rows, int64_t d, int64_t dim, const float *q,
+                                 int64_t q_row, const char *const *row, vec *sums) {
     const int keys = LANES / rows;
     pairs x[ROWS];
     SIMD_UNROLL
@@ -42,7 +44,8 @@ SIMD_INLINE void pair_score_step(const int part, const int rows, int64_t d, int6
 }
 
 /* s[i][j] = q[i] . k[j] for `rows` query rows and LANES / rows keys. */
-SIMD_INLINE void pair_score_tile(const int rows, int64_t dim, const float *q, int64_t q_row, rows_at k, float *s) {
+SIMD_INLINE void pair_score_tile(const int rows, int64_t dim, const float *q, int64_t q_row, rows_at k,
+                                 float *s) {
     const int keys = LANES / rows;
     vec sums[LANES];
     const char *row[LANES];
@@ -56,7 +59,8 @@ SIMD_INLINE void pair_score_tile(const int rows, int64_t dim, const float *q, in
             int64_t d = 0;
             for (; d + WIDTH <= dim; d += WIDTH)
                 sums[j] = pairs_dot(load_pairs(0, row[j], d, dim), pairs_of_bits(v_load(q + d / 2)), sums[j]);
-            if (d < dim) sums[j] = pairs_dot(load_pairs(1, row[j], d, dim), pairs_of_bits(v_load(q + d / 2)), sums[j]);
+            if (d < dim)
+                sums[j] = pairs_dot(load_pairs(1, row[j], d, dim), pairs_of_bits(v_load(q + d / 2)), sums[j]);
         }
         v_store(s, v_sum_each(sums));
         return;
@@ -71,8 +75,8 @@ SIMD_INLINE void pair_score_tile(const int rows, int64_t dim, const float *q, in
     for (int i = 0; i < rows; i++) memcpy(s + i * CHUNK, all + i * keys, (size_t)keys * sizeof(float));
 }
 
-SIMD_INLINE void pair_score_rows(const int rows, int64_t dim, const float *q, int64_t q_row, rows_at k, int64_t from,
-                                 int64_t to, rows_ahead ahead, float *s) {
+SIMD_INLINE void pair_score_rows(const int rows, int64_t dim, const float *q, int64_t q_row, rows_at k,
+                                 int64_t from, int64_t to, rows_ahead ahead, float *s) {
     const int keys = LANES / rows;
     for (int64_t j = from; j < to; j += keys) {
         for (int i = 0; i < keys && ahead.bytes; i++) fetch_row(ahead, j + i);
@@ -88,9 +92,11 @@ static void scores_of(const decode *x, int rows, const float *q, rows_at k, rows
     else pair_score_rows(1, dim, q, x->q_row, k, from, to, ahead, x->scores);
 }
 
-/* One step of pair_value_tile: two keys (the second may be none), `vecs` vectors of columns, an even number. */
-SIMD_INLINE void pair_value_step(const int part, const int rows, const int vecs, const uint16_t *p, int single, const char *lower,
-                                 const char *upper, int64_t column, int64_t dim, vec (*sums)[MOST_VECS]) {
+/* One step of pair_value_tile: two keys (the second may be none),
+ * `vecs` vectors of columns, an even number. */
+SIMD_INLINE void pair_value_step(const int part, const int rows, const int vecs, const uint16_t *p,
+                                 int single, const char *lower, const char *upper, int64_t column,
+                                 int64_t dim, vec (*sums)[MOST_VECS]) {
     pairs x[MOST_VECS];
     SIMD_UNROLL
     for (int c = 0; c < vecs; c += 2) {
@@ -108,15 +114,17 @@ SIMD_INLINE void pair_value_step(const int part, const int rows, const int vecs,
     }
 }
 
-/* o[i][column ..] = alpha[i] o[i] + sum over keys of p[i][j] v[j] for `rows` rows and `vecs` vectors of columns. */
-SIMD_INLINE void pair_value_tile(const int part, const int rows, const int vecs, const uint16_t *p, rows_at v, int64_t from, int64_t to,
-                                 rows_ahead ahead, int64_t column, int64_t dim, const float *alpha, float *o,
-                                 int64_t o_row) {
+/* o[i][column ..] = alpha[i] o[i] + sum over keys of p[i][j] v[j] for `rows` rows and
+ * `vecs` vectors of columns. */
+SIMD_INLINE void pair_value_tile(const int part, const int rows, const int vecs, const uint16_t *p, rows_at v,
+                                 int64_t from, int64_t to, rows_ahead ahead, int64_t column, int64_t dim,
+                                 const float *alpha, float *o, int64_t o_row) {
     vec sums[ROWS][MOST_VECS];
     SIMD_UNROLL
     for (int i = 0; i < rows; i++)
         SIMD_UNROLL
-        for (int c = 0; c < vecs; c++) sums[i][c] = v_mul(v_set(alpha[i]), v_load(o + i * o_row + column + c * LANES));
+        for (int c = 0; c < vecs; c++)
+            sums[i][c] = v_mul(v_set(alpha[i]), v_load(o + i * o_row + column + c * LANES));
     int64_t j = from;
     for (; j + 2 <= to; j += 2) {
         if (ahead.bytes) fetch_row(ahead, j);
@@ -130,8 +138,8 @@ SIMD_INLINE void pair_value_tile(const int part, const int rows, const int vecs,
         for (int c = 0; c < vecs; c++) v_store(o + i * o_row + column + c * LANES, sums[i][c]);
 }
 
-SIMD_INLINE void pair_value_rows(const int rows, int64_t dim, const uint16_t *p, rows_at v, int64_t from, int64_t to,
-                                 rows_ahead ahead, const float *alpha, float *o, int64_t o_row) {
+SIMD_INLINE void pair_value_rows(const int rows, int64_t dim, const uint16_t *p, rows_at v, int64_t from,
+                                 int64_t to, rows_ahead ahead, const float *alpha, float *o, int64_t o_row) {
     const int wide = rows == 1 ? 8 : LANES / rows;    /* at most 16 sums */
     const rows_ahead none = { ahead.rows, 0 };
     int64_t d = 0;
@@ -141,14 +149,15 @@ SIMD_INLINE void pair_value_rows(const int rows, int64_t dim, const uint16_t *p,
         pair_value_tile(1, rows, 2, p, v, from, to, ahead, d, dim, alpha, o, o_row);
 }
 
-static void values_of(const decode *x, int rows, const float *p, rows_at v, rows_ahead ahead, const float *alpha,
-                      float *o) {
+static void values_of(const decode *x, int rows, const float *p, rows_at v, rows_ahead ahead,
+                      const float *alpha, float *o) {
     uint16_t rounded[ROWS * CHUNK];
     for (int64_t i = 0; i < rows; i++)
         for (int64_t j = i * CHUNK + x->begin / WIDTH * WIDTH; j < i * CHUNK + x->end; j += WIDTH)
             pairs_store_in_order(rounded + j, v_load(p + j), v_load(p + j + LANES));
     const int64_t dim = x->p->v_dim;
-    if (ROWS == 8 && rows == 8) pair_value_rows(8, dim, rounded, v, x->from, x->to, ahead, alpha, o, x->o_row);
+    if (ROWS == 8 && rows == 8)
+        pair_value_rows(8, dim, rounded, v, x->from, x->to, ahead, alpha, o, x->o_row);
     else if (rows == 4) pair_value_rows(4, dim, rounded, v, x->from, x->to, ahead, alpha, o, x->o_row);
     else if (rows == 2) pair_value_rows(2, dim, rounded, v, x->from, x->to, ahead, alpha, o, x->o_row);
     else pair_value_rows(1, dim, rounded, v, x->from, x->to, ahead, alpha, o, x->o_row);

@@ -1,5 +1,6 @@
-/* decode_fwd_scores.h — what happens to up to ROWS rows of scores of a chunk between Q K^T and P V: scale, softcap,
- * bias, ALiBi, masks, softmax; and P V where a masked key's V is not finite. A masked score is -inf, whatever it was. */
+/* decode_fwd_scores.h — what happens to up to ROWS rows of scores of a chunk between Q K^T and P V:
+ * scale, softcap, bias, ALiBi, masks, softmax; and P V where a masked key's V is not finite. A masked
+ * score is -inf, whatever it was. */
 
 /* Scale, softcap, ALiBi: scores become natural logarithms. */
 static void edit_row(const decode *x, float *s, int64_t head, int64_t row) {
@@ -21,7 +22,8 @@ static void edit_row(const decode *x, float *s, int64_t head, int64_t row) {
 /* @return whether a key of from .. to - 1 is masked; the same below. */
 static int add_bias(const decode *x, float *s, int64_t head, int64_t row) {
     const attn_problem *p = x->p;
-    const int64_t at = attn_score_offset(&x->s, p->bias_stride, row_head(x, head, row), row_position(x, row), x->chunk);
+    const int64_t at = attn_score_offset(&x->s, p->bias_stride, row_head(x, head, row),
+                                         row_position(x, row), x->chunk);
     int masked = 0;
     for (int64_t j = x->from; j < x->to; j++) {
         const float bias = attn_load(x->t->bias, p->bias_dtype, at + j * p->bias_stride.kv);
@@ -73,8 +75,9 @@ static float top_score(const decode *x, const float *s) {
     return v_top(top);
 }
 
-/* Scores become p = 2^(c (s - m)); m and l move on, alpha is what older sums shrink by. Differences first: exact 1 for
- * the top score, and the error grows with s - m instead of s. A NaN may slip through the maximum, but not through l. */
+/* Scores become p = 2^(c (s - m)); m and l move on, alpha is what older sums shrink by. Differences first:
+ * exact 1 for the top score, and the error grows with s - m instead of s. A NaN may slip through the
+ * maximum, but not through l. */
 static void softmax_rows(const decode *x, const int rows, float *s, float *m, float *l, float *alpha) {
     float base[LANES] = { 0 }, shift[LANES] = { 0 };
     for (int i = 0; i < rows; i++) {
@@ -108,7 +111,8 @@ static int chunk_is_finite(decode *x, rows_at v) {
     for (int64_t j = x->from; j < x->to; j++) {
         const char *row = v.row[j] + v.at;
         for (int64_t d = 0; d < x->p->v_dim; d += LANES)
-            sum = v_fma(v_load_part_any(row, dtype, d, v_first(at_most(LANES, x->p->v_dim - d))), v_zero(), sum);
+            sum = v_fma(v_load_part_any(row, dtype, d, v_first(at_most(LANES, x->p->v_dim - d))),
+                        v_zero(), sum);
     }
     return x->finite = !v_any_nan(sum);
 }
@@ -119,7 +123,8 @@ static int row_sees(const decode *x, int64_t head, int64_t row, int64_t j) {
     if (key < x->row_low[row] || key >= x->row_high[row]) return 0;
     if (p->has_mask && !x->t->mask[attn_score_offset(&x->s, p->mask_stride, h, i, key)]) return 0;
     return !p->bias_dtype ||
-           attn_load(x->t->bias, p->bias_dtype, attn_score_offset(&x->s, p->bias_stride, h, i, key)) != -INFINITY;
+           attn_load(x->t->bias, p->bias_dtype,
+                     attn_score_offset(&x->s, p->bias_stride, h, i, key)) != -INFINITY;
 }
 
 /* The rows of V for one query row, zeros in the place of keys that it doesn't see. */

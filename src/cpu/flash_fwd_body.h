@@ -1,6 +1,7 @@
-/* flash_fwd_body.h — tiled attention with an online softmax, queries in lanes; included once per instruction set.
- * An item walks its keys block by block: scores of a panel, masks at the edges, softmax, O += P V. Blocks start at
- * multiples of BLOCK whatever the item, so that a row's bits depend on nothing but the row and its keys. */
+/* flash_fwd_body.h — tiled attention with an online softmax, queries in lanes; included once per
+ * instruction set. An item walks its keys block by block: scores of a panel, masks at the edges, softmax,
+ * O += P V. Blocks start at multiples of BLOCK whatever the item, so that a row's bits depend on nothing
+ * but the row and its keys. */
 #include "flash_fwd_tiles.h"
 #include "flash_fwd_item.h"
 #include "flash_fwd_masks.h"
@@ -43,7 +44,7 @@ static void panel_scores(const flash *f, const panel *x, int64_t first, int64_t 
     for (int64_t j = first; j < last; j += TILE) {
         const void *const *k = f->k + j;
         if (prefetches) prefetch_next(f, j, j + TILE);
-        if (j + TILE > last) {                        /* repeat the last key; its copies are never looked at */
+        if (j + TILE > last) {   /* repeat the last key; its copies are never looked at */
             for (int r = 0; r < TILE; r++) rows[r] = f->k[at_most(j + r, last - 1)];
             k = rows;
         }
@@ -69,8 +70,8 @@ static void value_rows(const flash *f, const panel *x, int64_t q, int64_t first,
         value_tile_full(rows, n, p, f->v + first, d, f->alpha + q, o + d, f->o_row);
     if (!rest) return;
     const int vecs = (int)((rest + LANES - 1) / LANES);
-    value_tile_last(vecs, v_first(rest - (vecs - 1) * LANES), rows, n, p, f->v + first, whole, f->alpha + q, o + whole,
-                    f->o_row);
+    value_tile_last(vecs, v_first(rest - (vecs - 1) * LANES), rows, n, p, f->v + first, whole, f->alpha + q,
+                    o + whole, f->o_row);
 }
 
 static void panel_values(const flash *f, const panel *x, int64_t first, int64_t last) {
@@ -82,13 +83,15 @@ static void panel_values(const flash *f, const panel *x, int64_t first, int64_t 
     }
 }
 
-/* One vector of lanes: scores become weights 2^(c s - m), m and l move on, alpha is what older sums shrink by. */
-static void softmax_lanes(const float *s, word *w, int64_t n, float scale, const float *top, float *m, float *l,
-                          float *alpha) {
+/* One vector of lanes: scores become weights 2^(c s - m), m and l move on,
+ * alpha is what older sums shrink by. */
+static void softmax_lanes(const float *s, word *w, int64_t n, float scale, const float *top, float *m,
+                          float *l, float *alpha) {
     const vec c = v_set(scale), old = v_load(m), now = v_max(old, v_mul(c, v_load(top)));
     const vec base = v_select(v_equal(now, v_set(-INFINITY)), v_zero(), now);      /* no visible key so far */
     const vec keep = v_exp2(v_sub(old, base));
-    const vec sum = v_all_less(v_abs(base), v_set(0x1p20f)) ? weigh(0, s, w, n, c, base) : weigh(1, s, w, n, c, base);
+    const vec sum = v_all_less(v_abs(base), v_set(0x1p20f)) ? weigh(0, s, w, n, c, base)
+                                                            : weigh(1, s, w, n, c, base);
     v_store(m, now);
     v_store(l, v_add(v_mul(keep, v_load(l)), sum));
     v_store(alpha, keep);
@@ -102,7 +105,8 @@ static void panel_softmax(const flash *f, const panel *x, int64_t first, int64_t
 
 static void panel_block(flash *f, panel *x) {
     const attn_problem *p = f->p;
-    const int64_t first = at_least(x->low - f->block, 0) & ~(int64_t)1;   /* even: softmax sums go by parity */
+    /* even: softmax sums go by parity */
+    const int64_t first = at_least(x->low - f->block, 0) & ~(int64_t)1;
     const int64_t last = at_most(x->high - f->block, f->keys);
     if (first >= last) return;
     const int edge = f->block + first < x->all_low || f->block + last > x->all_high;
@@ -123,7 +127,8 @@ static void flash_item(void *arg, int64_t index, int slot) {
     const flash_job *job = arg;
     const int64_t *schedule = job->plan->schedule, per_head = schedule[ITEMS_PER_HEAD];
     const attn_problem *p = &job->plan->problem;
-    const int64_t head = index / per_head, part = per_head - 1 - index % per_head;   /* causal: longest first */
+    /* causal: longest first */
+    const int64_t head = index / per_head, part = per_head - 1 - index % per_head;
     flash f = { .p = p, .t = job->t, .s = attn_sequence_at(p, job->t, head / p->kv_heads) };
     f.kv_head = head % p->kv_heads;
     f.group = p->q_heads / p->kv_heads;
@@ -163,9 +168,10 @@ static attn_status flash_prepare(attn_plan *plan) {
     const int64_t group = p->q_heads / p->kv_heads, gathers = flash_gathers(p);
     int64_t rows, items, heads;
     if (!attn_multiply(group, p->q_len, &rows) || rows > INT64_MAX - PANELS * PANEL)
-        return attn_fail(ATTN_INVALID, "q_len = %lld: times heads per K/V head overflows", (long long)p->q_len);
+        return attn_fail(ATTN_INVALID, "q_len = %lld: times heads per K/V head overflows",
+                         (long long)p->q_len);
     int64_t panels = at_least(at_most(ITEM_ROWS / PANEL, (rows + PANEL - 1) / PANEL), 1), per_head;
-    for (;; panels /= 2) {                            /* enough items for all threads; a row's bits stay the same */
+    for (;; panels /= 2) {   /* enough items for all threads; a row's bits stay the same */
         per_head = (rows + panels * PANEL - 1) / (panels * PANEL);
         if (!attn_multiply(p->batch, p->kv_heads, &heads) || !attn_multiply(heads, per_head, &items))
             return attn_fail(ATTN_INVALID, "batch = %lld: too many work items", (long long)p->batch);

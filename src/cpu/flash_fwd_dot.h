@@ -1,5 +1,6 @@
-/* flash_fwd_dot.h — words of the bf16 flash kernel: a word is two bf16 that are multiplied together. K lies in memory
- * as such; pairs of V rows are zipped block by block, once for all panels of an item; P is rounded to bf16. */
+/* flash_fwd_dot.h — words of the bf16 flash kernel: a word is two bf16 that are multiplied together.
+ * K lies in memory as such; pairs of V rows are zipped block by block, once for all panels of an
+ * item; P is rounded to bf16. */
 #define FLASH_DTYPES ATTN_DTYPE_BIT(ATTN_BF16)
 #define FLASH_SUMMARY "tiles of queries in lanes, products of bf16 pairs (vdpbf16ps), online softmax"
 
@@ -19,7 +20,8 @@ static void pack_queries(const flash *f, panel *x) {
             const int64_t n = at_most(2 * LANES, dim - d);
             vec q[LANES];                             /* bits only: 16 words each */
             for (int64_t i = 0; i < LANES; i++)
-                q[i] = lane + i < x->rows ? pairs_bits((const uint16_t *)(const void *)rows[lane + i] + d, n) : v_zero();
+                q[i] = lane + i < x->rows ? pairs_bits((const uint16_t *)(const void *)rows[lane + i] + d, n)
+                                          : v_zero();
             v_transpose(q);
             for (int64_t i = 0; 2 * i < n; i++) pairs_store_bits(x->q + (d / 2 + i) * PANEL + lane, q[i]);
         }

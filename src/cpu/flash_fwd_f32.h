@@ -1,5 +1,5 @@
-/* flash_fwd_f32.h — words of the flash kernels that compute in f32: a word is one number. Rows of f32 are read where
- * they lie; f16 and bf16 become f32 block by block, once for all panels of an item. */
+/* flash_fwd_f32.h — words of the flash kernels that compute in f32: a word is one number. Rows of f32 are
+ * read where they lie; f16 and bf16 become f32 block by block, once for all panels of an item. */
 #define FLASH_DTYPES ATTN_DTYPE_BITS_ALL
 #define FLASH_SUMMARY "tiles of queries in lanes, f32 arithmetic, online softmax, nothing packed but Q"
 

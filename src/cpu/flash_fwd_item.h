@@ -1,5 +1,6 @@
-/* flash_fwd_item.h — what one work item of the flash kernels sees: a sequence, a K/V head, up to PANELS panels of
- * query rows (row r = position r / group, head r % group of that K/V head), and its slice of the workspace. */
+/* flash_fwd_item.h — what one work item of the flash kernels sees: a sequence, a K/V head, up to
+ * PANELS panels of query rows (row r = position r / group, head r % group of that K/V head), and
+ * its slice of the workspace. */
 enum { PANELS = 32 };                                 /* per item, at most */
 
 typedef struct panel {
@@ -8,7 +9,8 @@ typedef struct panel {
     int vecs;                                         /* vectors that they fill */
     int64_t low, high;                                /* keys that some lane sees lie in low .. high - 1 */
     int64_t all_low, all_high;                        /* keys that causal and window let every lane see */
-    int64_t *lane_low, *lane_high;                    /* [PANEL], both ascending; lanes not in use repeat the last */
+    int64_t *lane_low, *lane_high;                    /* [PANEL], both ascending;
+                                                         lanes not in use repeat the last */
     word *q;                                          /* [words of a row][PANEL] */
     float *o, *m, *l;                                 /* o [PANEL][o_row], m and l [PANEL] */
 } panel;
@@ -27,10 +29,12 @@ typedef struct flash {
     int64_t block, from, keys;                        /* current keys: block + from .. block + keys - 1 */
     int v_finite;                                     /* of the current block: -1 not looked at yet */
     const void **k;                                   /* [BLOCK] rows of the block, in words */
-    const word **v;                                   /* [BLOCK / KEYS] the same of V: a word is KEYS keys deep */
+    const word **v;                                   /* [BLOCK / KEYS] the same of V:
+                                                         a word is KEYS keys deep */
     const char **k_next, **v_next;                    /* [BLOCK] where the next block's rows lie, */
     int64_t next_keys;                                /* this many of them */
-    word *k_rows, *v_rows;                            /* where rows become words that don't lie in memory as such */
+    word *k_rows, *v_rows;                            /* where rows become words that
+                                                         don't lie in memory as such */
     float *scores, *top, *alpha;                      /* [BLOCK + TILE][PANEL], [PANEL], [PANEL] */
     word *weights;                                    /* P, in place of the scores: [BLOCK / KEYS][PANEL] */
 } flash;
@@ -156,7 +160,8 @@ static char *output_row(const flash *f, int64_t row) {
 static void prefetch_outputs(const flash *f) {
     for (int64_t i = 0; i < f->count; i++)
         for (int64_t lane = 0; lane < f->panels[i].rows; lane++)
-            prefetch_row(output_row(f, f->panels[i].row + lane), f->p->v_dim * attn_dtype_size(f->p->o_dtype));
+            prefetch_row(output_row(f, f->panels[i].row + lane),
+                         f->p->v_dim * attn_dtype_size(f->p->o_dtype));
 }
 
 /* O and LSE of one row out of the sums. The sink is one more term below the fraction, not of LSE. */

@@ -1,5 +1,6 @@
-/* flash_fwd_masks.h — everything that can happen to a panel of scores between Q K^T and the softmax, and P V where a
- * masked key's V is not finite. Only blocks that need it come here; a masked score is -inf, whatever it was. */
+/* flash_fwd_masks.h — everything that can happen to a panel of scores between Q K^T and the softmax,
+ * and P V where a masked key's V is not finite. Only blocks that need it come here; a masked score
+ * is -inf, whatever it was. */
 
 static const float LOG2E = 1.44269504f;
 
@@ -24,7 +25,8 @@ static void edit_scores(const flash *f, const panel *x, int64_t first, int64_t l
         }
 }
 
-/* Offset of lane's row at the block's first key in the bias or the mask; lanes not in use repeat the last row. */
+/* Offset of lane's row at the block's first key in the bias or the mask;
+ * lanes not in use repeat the last row. */
 static int64_t score_row(const flash *f, const panel *x, attn_score_stride stride, int64_t lane) {
     const int64_t row = x->row + at_most(lane, x->rows - 1);
     return attn_score_offset(&f->s, stride, row_head(f, row), row_position(f, row), f->block);
@@ -40,7 +42,8 @@ static void load_bias(const flash *f, const int64_t *rows, int64_t j, int64_t n,
             b[i] = v_load_part_any(f->t->bias, p->bias_dtype, rows[i] + j, v_first(n));
             continue;
         }
-        for (int64_t k = 0; k < n; k++) line[k] = attn_load(f->t->bias, p->bias_dtype, rows[i] + (j + k) * step);
+        for (int64_t k = 0; k < n; k++)
+            line[k] = attn_load(f->t->bias, p->bias_dtype, rows[i] + (j + k) * step);
         b[i] = v_load(line);
     }
     v_transpose(b);
@@ -120,5 +123,6 @@ static int lane_sees(const flash *f, const panel *x, int64_t lane, int64_t j) {
     const int64_t i = row_position(f, x->row + lane), h = row_head(f, x->row + lane);
     if (p->has_mask && !f->t->mask[attn_score_offset(&f->s, p->mask_stride, h, i, key)]) return 0;
     return !p->bias_dtype ||
-           attn_load(f->t->bias, p->bias_dtype, attn_score_offset(&f->s, p->bias_stride, h, i, key)) != -INFINITY;
+           attn_load(f->t->bias, p->bias_dtype,
+                     attn_score_offset(&f->s, p->bias_stride, h, i, key)) != -INFINITY;
 }

@@ -1,7 +1,7 @@
-/* flash_fwd_tiles.h — the two register tiles of the flash kernels. Queries live in lanes: a panel of scores is
- * s[key][PANEL], and K is read row by row where it lies, one broadcast word at a time. A word is one f32, or a pair of
- * bf16 that the processor multiplies and adds in one step (simd_avx512bf16.h); flash_fwd_f32.h and flash_fwd_dot.h
- * make words. */
+/* flash_fwd_tiles.h — the two register tiles of the flash kernels. Queries live in lanes: a panel of scores
+ * is s[key][PANEL], and K is read row by row where it lies, one broadcast word at a time. A word is one f32,
+ * or a pair of bf16 that the processor multiplies and adds in one step (simd_avx512bf16.h); flash_fwd_f32.h
+ * and flash_fwd_dot.h make words. */
 enum { PANEL = VECS * LANES };
 
 #if defined(SIMD_DOT)
@@ -22,13 +22,16 @@ SIMD_INLINE words_of w_load_part(const word *x, vmask m)   { return v_load_part(
 SIMD_INLINE vec w_multiply_add(words_of a, words_of b, vec c) { return v_fma(a, b, c); }
 #endif
 
-/* c s - base; the product isn't rounded, unless base is so large that its own rounding would matter (careful). */
+/* c s - base; the product isn't rounded,
+ * unless base is so large that its own rounding would matter (careful). */
 SIMD_INLINE vec score_below(const int careful, vec c, vec s, vec base) {
     return careful ? v_sub(v_mul(c, s), base) : v_fms(c, s, base);
 }
 
-/* s[r][lane] = sum over words of k[r] q[lane] for TILE keys and the lanes of `vecs` vectors; top: max per lane. */
-SIMD_INLINE void score_tile(const int vecs, int64_t words, const word *q, const void *const *k, float *s, float *top) {
+/* s[r][lane] = sum over words of k[r] q[lane] for TILE keys and the lanes of `vecs` vectors;
+ * top: max per lane. */
+SIMD_INLINE void score_tile(const int vecs, int64_t words, const word *q, const void *const *k, float *s,
+                            float *top) {
     vec acc[TILE][VECS];
     const char *row[TILE];
     SIMD_UNROLL
@@ -62,7 +65,8 @@ SIMD_INLINE void score_tile(const int vecs, int64_t words, const word *q, const 
     }
 }
 
-static void score_tile_any(int vecs, int64_t words, const word *q, const void *const *k, float *s, float *top) {
+static void score_tile_any(int vecs, int64_t words, const word *q, const void *const *k, float *s,
+                           float *top) {
     switch (vecs) {
 #if SIMD_VECS > 2
     case 4: score_tile(4, words, q, k, s, top); break;
@@ -73,10 +77,11 @@ static void score_tile_any(int vecs, int64_t words, const word *q, const void *c
     }
 }
 
-/* o[r][column] = alpha[r] o[r][column] + sum over n words of p[j][r] v[j][column], `rows` queries by `vecs` vectors
- * of columns; `part`: the last vector of v reaches only as far as `tail`. */
-SIMD_INLINE void value_tile(const int rows, const int vecs, const int part, vmask tail, int64_t n, const word *p,
-                            const word *const *v, int64_t column, const float *alpha, float *o, int64_t o_row) {
+/* o[r][column] = alpha[r] o[r][column] + sum over n words of p[j][r] v[j][column],
+ * `rows` queries by `vecs` vectors of columns; `part`: the last vector of v reaches only as far as `tail`. */
+SIMD_INLINE void value_tile(const int rows, const int vecs, const int part, vmask tail, int64_t n,
+                            const word *p, const word *const *v, int64_t column, const float *alpha, float *o,
+                            int64_t o_row) {
     vec acc[TILE][VECS];
     SIMD_UNROLL
     for (int r = 0; r < rows; r++) {
@@ -116,15 +121,17 @@ static void value_tile_full(int64_t rows, int64_t n, const word *p, const word *
 }
 
 SIMD_INLINE void value_tile_rows(const int vecs, vmask tail, int64_t rows, int64_t n, const word *p,
-                                 const word *const *v, int64_t column, const float *alpha, float *o, int64_t o_row) {
+                                 const word *const *v, int64_t column, const float *alpha, float *o,
+                                 int64_t o_row) {
     if (rows > 4) VALUE_TILE(6, vecs, 1);
     else if (rows > 2) VALUE_TILE(4, vecs, 1);
     else VALUE_TILE(2, vecs, 1);
 }
 
 /* The last columns: `vecs` vectors, the last one up to `tail`. */
-static void value_tile_last(int vecs, vmask tail, int64_t rows, int64_t n, const word *p, const word *const *v,
-                            int64_t column, const float *alpha, float *o, int64_t o_row) {
+static void value_tile_last(int vecs, vmask tail, int64_t rows, int64_t n, const word *p,
+                            const word *const *v, int64_t column, const float *alpha, float *o,
+                            int64_t o_row) {
     switch (vecs) {
 #if SIMD_VECS > 2
     case 4: value_tile_rows(4, tail, rows, n, p, v, column, alpha, o, o_row); break;

@@ -1,5 +1,6 @@
-/* kv_append_scalar.c — new rows into the cache: copied bit for bit, or widened to f32, turned by the rotary tables and
- * rounded once. Plain loops that the compiler vectorises; memory-bound. Where a row goes: append.h. */
+/* kv_append_scalar.c — new rows into the cache: copied bit for bit, or widened to f32, turned by
+ * the rotary tables and rounded once. Plain loops that the compiler vectorises; memory-bound.
+ * Where a row goes: append.h. */
 #include "append.h"
 #include "half.h"
 #include "kernel.h"
@@ -40,12 +41,13 @@ static void turn(float *x, const float *cosines, const float *sines, int64_t hal
 
 typedef struct rotation { const float *cosines, *sines; } rotation;     /* NULL: none */
 
-static void copy_row(const attn_problem *p, void *to, int64_t to_at, const void *from, int64_t from_at, int64_t count,
-                     const rotation *r) {
+static void copy_row(const attn_problem *p, void *to, int64_t to_at, const void *from, int64_t from_at,
+                     int64_t count, const rotation *r) {
     float x[MAX_DIM];
     if (!r->cosines && p->dtype == p->new_dtype) {
         const size_t size = (size_t)attn_dtype_size(p->dtype);
-        memmove((char *)to + (size_t)to_at * size, (const char *)from + (size_t)from_at * size, (size_t)count * size);
+        memmove((char *)to + (size_t)to_at * size, (const char *)from + (size_t)from_at * size,
+                (size_t)count * size);
         return;
     }
     const int64_t first = p->rotary_first, turned = r->cosines ? p->rotary_dim : 0;
@@ -83,16 +85,18 @@ static void append_rows(const work *job, int64_t b, int64_t from, int64_t to) {
     float room[2][MAX_DIM / 2];
     const int64_t batch = p->packed_new ? 0 : b, base = p->packed_new ? t->cu_seqlens_new[b] : 0;
     for (int64_t i = from; i < to; i++) {
-        const int64_t k_at = attn_append_place(p, &a, p->k_stride, i), v_at = attn_append_place(p, &a, p->v_stride, i);
+        const int64_t k_at = attn_append_place(p, &a, p->k_stride, i),
+                      v_at = attn_append_place(p, &a, p->v_stride, i);
         if (k_at < 0) continue;
         const rotation r = tables(p, t, attn_append_turn(p, &a, i), room);
         const int64_t k_from = batch * p->k_new_stride.batch + (base + i) * p->k_new_stride.seq;
         const int64_t v_from = batch * p->v_new_stride.batch + (base + i) * p->v_new_stride.seq;
         for (int64_t h = 0; h < p->kv_heads; h++) {
-            copy_row(p, k, k_at + h * p->k_stride.head, t->k_new, k_from + h * p->k_new_stride.head, p->qk_dim, &r);
+            copy_row(p, k, k_at + h * p->k_stride.head, t->k_new, k_from + h * p->k_new_stride.head,
+                     p->qk_dim, &r);
             if (!p->v_in_k)
-                copy_row(p, v, v_at + h * p->v_stride.head, t->v_new, v_from + h * p->v_new_stride.head, p->v_dim,
-                         &none);
+                copy_row(p, v, v_at + h * p->v_stride.head, t->v_new, v_from + h * p->v_new_stride.head,
+                         p->v_dim, &none);
         }
     }
 }
@@ -106,8 +110,8 @@ static void turn_q(const work *job, int64_t b, int64_t from, int64_t to) {
     for (int64_t i = from; i < to && i < s.q_len; i++) {
         const rotation r = tables(p, t, attn_append_turn(p, &a, attn_append_q_step(p, i)), room);
         for (int64_t h = 0; h < p->q_heads; h++)
-            copy_row(p, t->q_out, attn_q_offset(&s, p->q_out_stride, i, h), t->q, attn_q_offset(&s, p->q_stride, i, h),
-                     p->qk_dim, &r);
+            copy_row(p, t->q_out, attn_q_offset(&s, p->q_out_stride, i, h), t->q,
+                     attn_q_offset(&s, p->q_stride, i, h), p->qk_dim, &r);
     }
 }
 
@@ -122,13 +126,15 @@ static void item(void *arg, int64_t index, int slot) {
         return;
     }
     const int64_t b = index / job->new_blocks, from = index % job->new_blocks * BLOCK;
-    const int64_t rows = p->packed_new ? job->t->cu_seqlens_new[b + 1] - job->t->cu_seqlens_new[b] : p->new_len;
+    const int64_t rows = p->packed_new ? job->t->cu_seqlens_new[b + 1] - job->t->cu_seqlens_new[b]
+                                       : p->new_len;
     append_rows(job, b, from, from + BLOCK < rows ? from + BLOCK : rows);
 }
 
 static attn_status run(const attn_plan *plan, const attn_tensors *t, void *workspace, void *stream) {
     const attn_problem *p = &plan->problem;
-    const work job = { plan, t, (p->new_len + BLOCK - 1) / BLOCK, p->write_q ? (p->q_len + BLOCK - 1) / BLOCK : 0 };
+    const work job = { plan, t, (p->new_len + BLOCK - 1) / BLOCK,
+                       p->write_q ? (p->q_len + BLOCK - 1) / BLOCK : 0 };
     (void)workspace;
     (void)stream;
     attn_parallel(plan, p->batch * (job.new_blocks + job.q_blocks), item, (void *)(uintptr_t)&job);
@@ -140,6 +146,8 @@ static attn_status run(const attn_plan *plan, const attn_tensors *t, void *works
 }
 
 const attn_kernel attn_kv_append_scalar = {
-    .name = "kv_append_scalar", .summary = "new K, V rows into a cache, rotary on K and Q; contiguous and paged",
-    .pass = ATTN_KV_APPEND, .device = ATTN_CPU, .dtypes = ATTN_DTYPE_BITS_ALL, .features = ATTN_NEEDS_ALL, .run = run,
+    .name = "kv_append_scalar",
+    .summary = "new K, V rows into a cache, rotary on K and Q; contiguous and paged",
+    .pass = ATTN_KV_APPEND, .device = ATTN_CPU, .dtypes = ATTN_DTYPE_BITS_ALL, .features = ATTN_NEEDS_ALL,
+    .run = run,
 };

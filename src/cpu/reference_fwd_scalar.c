@@ -1,5 +1,6 @@
-/* reference_fwd_scalar.c — the definition in f32: all scores of a row, softmax, weighted sum. Computes every option.
- * Readable before fast; the other kernels are compared with it. Its idea: learn/flash_attention/naive.c. */
+/* reference_fwd_scalar.c — the definition in f32: all scores of a row, softmax, weighted sum.
+ * Computes every option. Readable before fast; the other kernels are compared with it. Its
+ * idea: learn/flash_attention/naive.c. */
 #include "half.h"
 #include "kernel.h"
 #include "sequence.h"
@@ -13,7 +14,8 @@ static float score(const attn_problem *p, const attn_tensors *t, const attn_sequ
     const int64_t q = attn_q_offset(s, p->q_stride, i, h);
     const int64_t k = attn_kv_offset(p, s, p->k_stride, j, h / (p->q_heads / p->kv_heads));
     float x = 0;
-    for (int64_t d = 0; d < p->qk_dim; d++) x += attn_load(t->q, p->dtype, q + d) * attn_load(t->k, p->dtype, k + d);
+    for (int64_t d = 0; d < p->qk_dim; d++)
+        x += attn_load(t->q, p->dtype, q + d) * attn_load(t->k, p->dtype, k + d);
     x *= p->scale;
     if (p->softcap > 0) x = p->softcap * tanhf(x / p->softcap);
     if (p->bias_dtype) x += attn_load(t->bias, p->bias_dtype, attn_score_offset(s, p->bias_stride, h, i, j));
@@ -38,7 +40,7 @@ static void row(const work *job, const attn_sequence *s, int64_t h, int64_t i, f
     for (int64_t j = range.low; j < range.high; j++) {
         const float x = masked(p, t, s, h, i, j) ? -INFINITY : score(p, t, s, h, i, j);
         scores[j] = x;
-        if (!(x <= m)) m = x;                                  /* a NaN becomes the maximum and stays visible */
+        if (!(x <= m)) m = x;   /* a NaN becomes the maximum and stays visible */
     }
     const float top = m == -INFINITY ? 0 : m;
     for (int64_t j = range.low; j < range.high; j++) l += scores[j] = expf(scores[j] - top);
@@ -48,7 +50,8 @@ static void row(const work *job, const attn_sequence *s, int64_t h, int64_t i, f
         float sum = 0;
         for (int64_t j = range.low; j < range.high; j++)
             if (!masked(p, t, s, h, i, j))
-                sum += scores[j] * attn_load(t->v, p->dtype, attn_kv_offset(p, s, p->v_stride, j, head_kv) + d);
+                sum += scores[j] * attn_load(t->v, p->dtype,
+                                             attn_kv_offset(p, s, p->v_stride, j, head_kv) + d);
         attn_store(t->o, p->o_dtype, o + d, l == 0 ? 0 : sum / (l + sink));
     }
     if (t->lse) t->lse[attn_lse_offset(p, s, i, h)] = l == 0 ? -INFINITY : m + logf(l);
@@ -65,7 +68,8 @@ static void head(void *arg, int64_t item, int slot) {
 
 static attn_status prepare(attn_plan *plan) {
     int64_t floats;
-    if (!attn_multiply(plan->problem.kv_len, plan->threads, &floats) || !attn_multiply(floats, 4, &plan->workspace))
+    if (!attn_multiply(plan->problem.kv_len, plan->threads, &floats) ||
+        !attn_multiply(floats, 4, &plan->workspace))
         return attn_fail(ATTN_INVALID, "kv_len = %lld: workspace overflows", (long long)plan->problem.kv_len);
     return ATTN_OK;
 }

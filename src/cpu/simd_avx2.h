@@ -1,5 +1,5 @@
-/* simd_avx2.h — 8 lanes, AVX2 + FMA + F16C. Everything the CPU kernels know about this instruction set.
- * From here to SIMD_END all functions are compiled for it, whatever the build flags; isa.c says where it may run.
+/* simd_avx2.h — 8 lanes, AVX2 + FMA + F16C. Everything the CPU kernels know about this instruction set. From
+ * here to SIMD_END all functions are compiled for it, whatever the build flags; isa.c says where it may run.
  * v_min and v_max return their second argument where either is NaN. */
 #include "half.h"
 #include "kernel.h"
@@ -10,7 +10,7 @@
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
 #define SIMD_END _Pragma("clang attribute pop")
-#define SIMD_UNROLL _Pragma("clang loop unroll(full)")           /* all of it, early: arrays become registers */
+#define SIMD_UNROLL _Pragma("clang loop unroll(full)")   /* all of it, early: arrays become registers */
 #define SIMD_UNROLL_BY(n) SIMD_PRAGMA(clang loop unroll_count(n))
 #else
 #pragma GCC push_options
@@ -24,7 +24,8 @@
 #define SIMD_STRING "avx2"
 #define SIMD_INLINE static inline __attribute__((always_inline))
 
-/* LANES of a vector; a register tile is TILE rows by VECS vectors: 12 accumulators, 2 operands, 1 broadcast of 16. */
+/* LANES of a vector; a register tile is TILE rows by VECS vectors: 12 accumulators,
+ * 2 operands, 1 broadcast of 16. */
 #define SIMD_VECS 2
 enum { LANES = 8, TILE = 6, VECS = SIMD_VECS };
 typedef __m256 vec;
@@ -68,29 +69,37 @@ SIMD_INLINE float v_top(vec a) {                                                
     return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
 }
 
-/* Lane i = the sum of a[i]'s lanes, all LANES sums in one shuffle tree; the order of additions is the same in each. */
+/* Lane i = the sum of a[i]'s lanes, all LANES sums in one shuffle tree;
+ * the order of additions is the same in each. */
 SIMD_INLINE vec v_sum_each(vec *a) {
     SIMD_UNROLL
     for (int i = 0; i < 4; i++)
-        a[i] = _mm256_add_ps(_mm256_unpacklo_ps(a[2 * i], a[2 * i + 1]), _mm256_unpackhi_ps(a[2 * i], a[2 * i + 1]));
+        a[i] = _mm256_add_ps(_mm256_unpacklo_ps(a[2 * i], a[2 * i + 1]),
+                             _mm256_unpackhi_ps(a[2 * i], a[2 * i + 1]));
     SIMD_UNROLL
     for (int i = 0; i < 2; i++) {
         const __m256d x = _mm256_castps_pd(a[2 * i]), y = _mm256_castps_pd(a[2 * i + 1]);
-        a[i] = _mm256_add_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(x, y)), _mm256_castpd_ps(_mm256_unpackhi_pd(x, y)));
+        a[i] = _mm256_add_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(x, y)),
+                             _mm256_castpd_ps(_mm256_unpackhi_pd(x, y)));
     }
     return _mm256_add_ps(_mm256_permute2f128_ps(a[0], a[1], 0x20), _mm256_permute2f128_ps(a[0], a[1], 0x31));
 }
 
-SIMD_INLINE int  v_all_less(vec a, vec b)          { return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_LT_OQ)) == 255; }
+SIMD_INLINE int v_all_less(vec a, vec b) {
+    return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_LT_OQ)) == 255;
+}
 SIMD_INLINE vmask v_equal(vec a, vec b)            { return _mm256_cmp_ps(a, b, _CMP_EQ_OQ); }
 SIMD_INLINE vmask v_less(vec a, vec b)             { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
 SIMD_INLINE vmask v_within(vec low, vec x, vec high) {                                   /* low <= x < high */
     return _mm256_and_ps(_mm256_cmp_ps(low, x, _CMP_LE_OQ), _mm256_cmp_ps(x, high, _CMP_LT_OQ));
 }
 SIMD_INLINE vec  v_select(vmask m, vec yes, vec no) { return _mm256_blendv_ps(no, yes, m); }
-SIMD_INLINE int  v_any_nan(vec a)                  { return _mm256_movemask_ps(_mm256_cmp_ps(a, a, _CMP_UNORD_Q)) != 0; }
+SIMD_INLINE int v_any_nan(vec a) {
+    return _mm256_movemask_ps(_mm256_cmp_ps(a, a, _CMP_UNORD_Q)) != 0;
+}
 
-SIMD_INLINE void v_prefetch(const void *x)         { _mm_prefetch((const char *)x, _MM_HINT_T1); }   /* into L2 */
+/* into L2 */
+SIMD_INLINE void v_prefetch(const void *x)         { _mm_prefetch((const char *)x, _MM_HINT_T1); }
 
 /* Rows become columns: x[i] lane j <-> x[j] lane i. */
 SIMD_INLINE void v_transpose(vec x[8]) {
@@ -101,7 +110,7 @@ SIMD_INLINE void v_transpose(vec x[8]) {
         y[i + 1] = _mm256_unpackhi_ps(x[i], x[i + 1]);
     }
     SIMD_UNROLL
-    for (int i = 0; i < 8; i += 4)                    /* x[i + k]: element 4 g + k of rows i .. i + 3 in half g */
+    for (int i = 0; i < 8; i += 4)   /* x[i + k]: element 4 g + k of rows i .. i + 3 in half g */
         SIMD_UNROLL
         for (int k = 0; k < 4; k++) {
             const __m256d a = _mm256_castps_pd(y[i + k / 2]), b = _mm256_castps_pd(y[i + k / 2 + 2]);
@@ -117,7 +126,9 @@ SIMD_INLINE void v_transpose(vec x[8]) {
 
 /* The first `count` lanes, 0 .. LANES. A part load touches no memory outside it and gives 0 elsewhere. */
 SIMD_INLINE vmask v_first(int64_t count)           { return v_less(v_iota(), v_set((float)count)); }
-SIMD_INLINE vec  v_load_part(const float *x, vmask m) { return _mm256_maskload_ps(x, _mm256_castps_si256(m)); }
+SIMD_INLINE vec v_load_part(const float *x, vmask m) {
+    return _mm256_maskload_ps(x, _mm256_castps_si256(m));
+}
 SIMD_INLINE void v_store_part(float *x, vmask m, vec a) { _mm256_maskstore_ps(x, _mm256_castps_si256(m), a); }
 
 SIMD_INLINE vec  simd_widen_bf16(__m128i h) {
@@ -134,7 +145,9 @@ SIMD_INLINE __m128i simd_narrow_bf16(vec a) {                                   
     return _mm_packus_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
 }
 /* 16-bit parts go through a buffer: AVX2 has no masks that fine. */
-SIMD_INLINE int64_t simd_count(vmask m)            { return __builtin_popcount((unsigned)_mm256_movemask_ps(m)); }
+SIMD_INLINE int64_t simd_count(vmask m) {
+    return __builtin_popcount((unsigned)_mm256_movemask_ps(m));
+}
 SIMD_INLINE __m128i simd_load_part16(const uint16_t *x, vmask m) {
     uint16_t all[8] = { 0 };
     const int64_t count = simd_count(m);
@@ -151,14 +164,24 @@ SIMD_INLINE void simd_store_part16(uint16_t *x, vmask m, __m128i h) {
     _mm_storeu_si128((void *)all, h);
     for (int64_t i = 0; i < count; i++) x[i] = all[i];
 }
-SIMD_INLINE vec  v_load_f16(const uint16_t *x)     { return _mm256_cvtph_ps(_mm_loadu_si128((const void *)x)); }
-SIMD_INLINE vec  v_load_bf16(const uint16_t *x)    { return simd_widen_bf16(_mm_loadu_si128((const void *)x)); }
-SIMD_INLINE vec  v_load_part_f16(const uint16_t *x, vmask m)  { return _mm256_cvtph_ps(simd_load_part16(x, m)); }
-SIMD_INLINE vec  v_load_part_bf16(const uint16_t *x, vmask m) { return simd_widen_bf16(simd_load_part16(x, m)); }
+SIMD_INLINE vec v_load_f16(const uint16_t *x) {
+    return _mm256_cvtph_ps(_mm_loadu_si128((const void *)x));
+}
+SIMD_INLINE vec v_load_bf16(const uint16_t *x) {
+    return simd_widen_bf16(_mm_loadu_si128((const void *)x));
+}
+SIMD_INLINE vec v_load_part_f16(const uint16_t *x, vmask m) {
+    return _mm256_cvtph_ps(simd_load_part16(x, m));
+}
+SIMD_INLINE vec v_load_part_bf16(const uint16_t *x, vmask m) {
+    return simd_widen_bf16(simd_load_part16(x, m));
+}
 SIMD_INLINE void v_store_part_f16(uint16_t *x, vmask m, vec a) {
     simd_store_part16(x, m, _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
-SIMD_INLINE void v_store_part_bf16(uint16_t *x, vmask m, vec a) { simd_store_part16(x, m, simd_narrow_bf16(a)); }
+SIMD_INLINE void v_store_part_bf16(uint16_t *x, vmask m, vec a) {
+    simd_store_part16(x, m, simd_narrow_bf16(a));
+}
 SIMD_INLINE vec  v_load_part_u8(const uint8_t *x, vmask m) {
     uint8_t all[8] = { 0 };
     const int64_t count = simd_count(m);

@@ -1,5 +1,6 @@
-/* simd_avx512.h — 16 lanes, AVX-512 F, DQ, BW, VL. Everything the CPU kernels know about this instruction set.
- * From here to SIMD_END all functions are compiled for it, whatever the build flags; isa.c says where it may run.
+/* simd_avx512.h — 16 lanes, AVX-512 F, DQ, BW, VL. Everything the CPU kernels know about this
+ * instruction set. From here to SIMD_END all functions are compiled for it, whatever the build flags;
+ * isa.c says where it may run.
  * v_min and v_max return their second argument where either is NaN. */
 #include "half.h"
 #include "kernel.h"
@@ -18,7 +19,7 @@
     SIMD_PRAGMA(clang attribute push(__attribute__((target(target_list))), apply_to = function))
 SIMD_BEGIN(SIMD_TARGET)
 #define SIMD_END _Pragma("clang attribute pop")
-#define SIMD_UNROLL _Pragma("clang loop unroll(full)")           /* all of it, early: arrays become registers */
+#define SIMD_UNROLL _Pragma("clang loop unroll(full)")   /* all of it, early: arrays become registers */
 #define SIMD_UNROLL_BY(n) SIMD_PRAGMA(clang loop unroll_count(n))
 #else
 #define SIMD_BEGIN(target_list) SIMD_PRAGMA(GCC target(target_list))
@@ -30,13 +31,15 @@ SIMD_BEGIN(SIMD_TARGET)
 #endif
 #define SIMD_INLINE static inline __attribute__((always_inline))
 
-/* LANES of a vector; a register tile is TILE rows by VECS vectors: 24 accumulators, 4 operands, 1 broadcast of 32. */
+/* LANES of a vector; a register tile is TILE rows by VECS vectors: 24 accumulators,
+ * 4 operands, 1 broadcast of 32. */
 #define SIMD_VECS 4
 enum { LANES = 16, TILE = 6, VECS = SIMD_VECS };
 typedef __m512 vec;
 typedef __mmask16 vmask;
 
-/* The same value, but in a register: compilers fetch constants from memory in loops, one load port's time each. */
+/* The same value, but in a register: compilers fetch constants from memory in loops,
+ * one load port's time each. */
 SIMD_INLINE vec  v_hold(vec a)                     { __asm__("" : "+v"(a)); return a; }
 SIMD_INLINE vec  v_zero(void)                      { return _mm512_setzero_ps(); }
 SIMD_INLINE vec  v_set(float x)                    { return _mm512_set1_ps(x); }
@@ -66,15 +69,18 @@ SIMD_INLINE vec  v_exp2_end(vec p, vec n, vec x) {
 SIMD_INLINE float v_sum(vec a)                     { return _mm512_reduce_add_ps(a); }
 SIMD_INLINE float v_top(vec a)                     { return _mm512_reduce_max_ps(a); }   /* no NaN inside */
 
-/* Lane i = the sum of a[i]'s lanes, all LANES sums in one shuffle tree; the order of additions is the same in each. */
+/* Lane i = the sum of a[i]'s lanes, all LANES sums in one shuffle tree;
+ * the order of additions is the same in each. */
 SIMD_INLINE vec v_sum_each(vec *a) {
     SIMD_UNROLL
     for (int i = 0; i < 8; i++)
-        a[i] = _mm512_add_ps(_mm512_unpacklo_ps(a[2 * i], a[2 * i + 1]), _mm512_unpackhi_ps(a[2 * i], a[2 * i + 1]));
+        a[i] = _mm512_add_ps(_mm512_unpacklo_ps(a[2 * i], a[2 * i + 1]),
+                             _mm512_unpackhi_ps(a[2 * i], a[2 * i + 1]));
     SIMD_UNROLL
     for (int i = 0; i < 4; i++) {
         const __m512d x = _mm512_castps_pd(a[2 * i]), y = _mm512_castps_pd(a[2 * i + 1]);
-        a[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(x, y)), _mm512_castpd_ps(_mm512_unpackhi_pd(x, y)));
+        a[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(x, y)),
+                             _mm512_castpd_ps(_mm512_unpackhi_pd(x, y)));
     }
     SIMD_UNROLL
     for (int i = 0; i < 2; i++)
@@ -92,7 +98,8 @@ SIMD_INLINE vmask v_within(vec low, vec x, vec high) {                          
 SIMD_INLINE vec  v_select(vmask m, vec yes, vec no) { return _mm512_mask_blend_ps(m, no, yes); }
 SIMD_INLINE int  v_any_nan(vec a)                  { return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q) != 0; }
 
-SIMD_INLINE void v_prefetch(const void *x)         { _mm_prefetch((const char *)x, _MM_HINT_T1); }   /* into L2 */
+/* into L2 */
+SIMD_INLINE void v_prefetch(const void *x)         { _mm_prefetch((const char *)x, _MM_HINT_T1); }
 
 /* Rows become columns: x[i] lane j <-> x[j] lane i. */
 SIMD_INLINE void v_transpose(vec x[16]) {
@@ -103,7 +110,7 @@ SIMD_INLINE void v_transpose(vec x[16]) {
         y[i + 1] = _mm512_unpackhi_ps(x[i], x[i + 1]);
     }
     SIMD_UNROLL
-    for (int i = 0; i < 16; i += 4)                   /* x[i + k]: element 4 g + k of rows i .. i + 3 in quarter g */
+    for (int i = 0; i < 16; i += 4)   /* x[i + k]: element 4 g + k of rows i .. i + 3 in quarter g */
         SIMD_UNROLL
         for (int k = 0; k < 4; k++) {
             const __m512d a = _mm512_castps_pd(y[i + k / 2]), b = _mm512_castps_pd(y[i + k / 2 + 2]);
@@ -111,7 +118,8 @@ SIMD_INLINE void v_transpose(vec x[16]) {
         }
     SIMD_UNROLL
     for (int k = 0; k < 4; k++) {                     /* 4 x 4 transposition of quarters */
-        const vec a = _mm512_shuffle_f32x4(x[k], x[4 + k], 0x88), b = _mm512_shuffle_f32x4(x[k], x[4 + k], 0xdd);
+        const vec a = _mm512_shuffle_f32x4(x[k], x[4 + k], 0x88),
+                  b = _mm512_shuffle_f32x4(x[k], x[4 + k], 0xdd);
         const vec c = _mm512_shuffle_f32x4(x[8 + k], x[12 + k], 0x88);
         const vec d = _mm512_shuffle_f32x4(x[8 + k], x[12 + k], 0xdd);
         y[k] = _mm512_shuffle_f32x4(a, c, 0x88);
@@ -139,10 +147,18 @@ SIMD_INLINE __m256i simd_narrow_bf16(vec a) {                                   
     const __mmask16 nan = _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q);
     return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_mask_blend_epi32(nan, up, quiet), 16));
 }
-SIMD_INLINE vec  v_load_f16(const uint16_t *x)     { return _mm512_cvtph_ps(_mm256_loadu_si256((const void *)x)); }
-SIMD_INLINE vec  v_load_bf16(const uint16_t *x)    { return simd_widen_bf16(_mm256_loadu_si256((const void *)x)); }
-SIMD_INLINE vec  v_load_part_f16(const uint16_t *x, vmask m)  { return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(m, x)); }
-SIMD_INLINE vec  v_load_part_bf16(const uint16_t *x, vmask m) { return simd_widen_bf16(_mm256_maskz_loadu_epi16(m, x)); }
+SIMD_INLINE vec v_load_f16(const uint16_t *x) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const void *)x));
+}
+SIMD_INLINE vec v_load_bf16(const uint16_t *x) {
+    return simd_widen_bf16(_mm256_loadu_si256((const void *)x));
+}
+SIMD_INLINE vec v_load_part_f16(const uint16_t *x, vmask m) {
+    return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(m, x));
+}
+SIMD_INLINE vec v_load_part_bf16(const uint16_t *x, vmask m) {
+    return simd_widen_bf16(_mm256_maskz_loadu_epi16(m, x));
+}
 SIMD_INLINE void v_store_part_f16(uint16_t *x, vmask m, vec a) {
     _mm256_mask_storeu_epi16(x, m, _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }

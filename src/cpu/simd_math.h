@@ -1,5 +1,7 @@
-/* simd_math.h — exp2, tanh and loads by dtype out of the operations that every simd_*.h defines; they include it.
- * Polynomials are minimax fits of this project (relative error, constant term fixed to 1 so that 2^0 is exact). */
+/* simd_math.h — exp2, tanh and loads by dtype out of the operations that every simd_*.h defines;
+ * they include it.
+ * Polynomials are minimax fits of this project (relative error, constant term fixed to
+ * 1 so that 2^0 is exact). */
 
 /* The constants of v_exp2, to be fetched once before a loop. */
 typedef struct { vec c1, c2, c3, c4, c5, one; } exp2_constants;
@@ -9,7 +11,8 @@ SIMD_INLINE exp2_constants v_exp2_constants(void) {
                              v_hold(v_set(0x1.5bba14p-10f)), v_hold(v_set(1)) };
 }
 
-/* 2^x, relative error 1e-7 (polynomial 9.2e-8 on [-1/2, 1/2]); 0 below 2^-126, NaN stays NaN. Needs x <= 127. */
+/* 2^x, relative error 1e-7 (polynomial 9.2e-8 on [-1/2, 1/2]);
+ * 0 below 2^-126, NaN stays NaN. Needs x <= 127. */
 SIMD_INLINE vec v_exp2_with(exp2_constants k, vec x) {
     const vec n = v_round(x), f = v_sub(x, n);
     vec p = v_fma(k.c5, f, k.c4);
@@ -21,7 +24,8 @@ SIMD_INLINE vec v_exp2_with(exp2_constants k, vec x) {
 }
 SIMD_INLINE vec v_exp2(vec x) { return v_exp2_with(v_exp2_constants(), x); }
 
-/* The same with a polynomial of degree 3, relative error 1.0e-4: where the result is rounded to bf16 anyway. */
+/* The same with a polynomial of degree 3, relative error 1.0e-4:
+ * where the result is rounded to bf16 anyway. */
 SIMD_INLINE vec v_exp2_coarse(vec x) {
     const vec n = v_round(x), f = v_sub(x, n);
     vec p = v_set(0x1.c2a218p-5f);

@@ -42,7 +42,8 @@ SIMD_INLINE vec  v_min(vec a, vec b)               { SIMD_EACH(vec, a.x[i] < b.x
 SIMD_INLINE vec  v_abs(vec a)                      { SIMD_EACH(vec, fabsf(a.x[i])); }
 SIMD_INLINE vec  v_copysign(vec size, vec sign)    { SIMD_EACH(vec, copysignf(size.x[i], sign.x[i])); }
 SIMD_INLINE vec  v_iota(void)                      { SIMD_EACH(vec, (float)i); }
-/* Adding 1.5 * 2^23 leaves no bits below the point; beyond 2^22 a float that v_exp2 can use is whole anyway. */
+/* Adding 1.5 * 2^23 leaves no bits below the point;
+ * beyond 2^22 a float that v_exp2 can use is whole anyway. */
 SIMD_INLINE vec  v_round(vec a) {
     SIMD_EACH(vec, fabsf(a.x[i]) < 0x1p22f ? (a.x[i] + 0x1.8p23f) - 0x1.8p23f : a.x[i]);
 }
@@ -81,7 +82,7 @@ SIMD_INLINE int  v_any_nan(vec a) {
 }
 
 #if defined(__GNUC__)
-SIMD_INLINE void v_prefetch(const void *x)         { __builtin_prefetch(x, 0, 2); }                  /* into L2 */
+SIMD_INLINE void v_prefetch(const void *x)         { __builtin_prefetch(x, 0, 2); }   /* into L2 */
 #else
 SIMD_INLINE void v_prefetch(const void *x)         { (void)x; }
 #endif
@@ -105,8 +106,12 @@ SIMD_INLINE void v_store_part(float *x, vmask m, vec a) {
 }
 SIMD_INLINE vec  v_load_f16(const uint16_t *x)     { SIMD_EACH(vec, attn_f16_to_f32(x[i])); }
 SIMD_INLINE vec  v_load_bf16(const uint16_t *x)    { SIMD_EACH(vec, attn_bf16_to_f32(x[i])); }
-SIMD_INLINE vec  v_load_part_f16(const uint16_t *x, vmask m)  { SIMD_EACH(vec, m.x[i] ? attn_f16_to_f32(x[i]) : 0); }
-SIMD_INLINE vec  v_load_part_bf16(const uint16_t *x, vmask m) { SIMD_EACH(vec, m.x[i] ? attn_bf16_to_f32(x[i]) : 0); }
+SIMD_INLINE vec v_load_part_f16(const uint16_t *x, vmask m) {
+    SIMD_EACH(vec, m.x[i] ? attn_f16_to_f32(x[i]) : 0);
+}
+SIMD_INLINE vec v_load_part_bf16(const uint16_t *x, vmask m) {
+    SIMD_EACH(vec, m.x[i] ? attn_bf16_to_f32(x[i]) : 0);
+}
 SIMD_INLINE void v_store_part_f16(uint16_t *x, vmask m, vec a) {
     for (int i = 0; i < LANES; i++)
         if (m.x[i]) x[i] = attn_f32_to_f16(a.x[i]);
