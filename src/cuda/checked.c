@@ -9,11 +9,13 @@ typedef struct { const int32_t **pointer; int64_t count; int used; int32_t *copy
 
 static attn_status fetch(const attn_cuda_driver *driver, array_row *row) {
     int64_t bytes;
-    if (!attn_multiply(row->count, 4, &bytes)) return attn_fail(ATTN_INVALID, "a length array overflows 64 bits");
+    if (!attn_multiply(row->count, 4, &bytes))
+        return attn_fail(ATTN_INVALID, "a length array overflows 64 bits");
     row->copy = malloc(bytes ? (size_t)bytes : 1);
-    if (!row->copy) return attn_fail(ATTN_NO_MEMORY, "out of memory for checking %lld lengths", (long long)row->count);
-    const cu_result result = bytes ? driver->MemcpyDtoH(row->copy, (cu_pointer)(uintptr_t)*row->pointer, (size_t)bytes)
-                                   : CU_OK;
+    if (!row->copy)
+        return attn_fail(ATTN_NO_MEMORY, "out of memory for checking %lld lengths", (long long)row->count);
+    const cu_result result =
+        bytes ? driver->MemcpyDtoH(row->copy, (cu_pointer)(uintptr_t)*row->pointer, (size_t)bytes) : CU_OK;
     *row->pointer = row->copy;
     return result ? attn_cuda_fail(result, "copying lengths to", "the host") : ATTN_OK;
 }
@@ -22,7 +24,8 @@ static attn_status wait(const attn_cuda_driver *driver, cu_stream stream) {
     int capturing = 0;
     cu_result result = driver->StreamIsCapturing(stream, &capturing);
     if (!result && capturing)
-        return attn_fail(ATTN_INVALID, "options.checked = 1: a checked run waits for its stream and can't be captured");
+        return attn_fail(ATTN_INVALID,
+                         "options.checked = 1: a checked run waits for its stream and can't be captured");
     if (!result) result = driver->StreamSynchronize(stream);
     return result ? attn_cuda_fail(result, "waiting for", "the stream") : ATTN_OK;
 }
@@ -41,7 +44,8 @@ attn_status attn_cuda_check_lengths(const attn_problem *p, const attn_tensors *d
         { &t.cu_seqlens_new, p->batch + 1, append && p->packed_new, NULL },
         { &t.rotary_offsets, p->batch, append && p->rotary_dim && p->has_rotary_offsets, NULL },
         { &t.cu_seqlens_kv, p->batch + 1, p->packed_kv, NULL },
-        { &t.seqused_q, p->batch, q && p->has_seqused_q, NULL }, { &t.seqused_kv, p->batch, p->has_seqused_kv, NULL },
+        { &t.seqused_q, p->batch, q && p->has_seqused_q, NULL },
+        { &t.seqused_kv, p->batch, p->has_seqused_kv, NULL },
         { &t.leftpad_kv, p->batch, p->has_leftpad_kv, NULL },
         { &t.kv_batch_index, p->batch, p->has_kv_batch_index, NULL },
     };

@@ -1,4 +1,5 @@
-/* decode_fwd_sm80.c — the record of decode_fwd_sm80.cu: which tile, how many workers, who makes the schedule. */
+/* decode_fwd_sm80.c — the record of decode_fwd_sm80.cu: which tile, how many workers,
+ * who makes the schedule. */
 #include "decode_fwd_sm80.h"
 #include "decode_merge.h"
 #include "launch.h"
@@ -27,7 +28,8 @@ enum {
     ONE_TILE = 16, FEW_ITEMS = 64, MANY_ITEMS = 128,
     RING_MOST = 128 << 10, SUMS_MOST = 16 << 10,
     OVERHEAD_BLOCKS = 2, LEAST_BLOCKS = 1,
-    STRICT_KEYS = 1024, STRICT_SPLITS = 64      /* strict: parts of so many keys; longer rather than more of them */
+    /* Strict: parts of so many keys; longer rather than more of them. */
+    STRICT_KEYS = 1024, STRICT_SPLITS = 64
 };
 
 /* ---- shapes ---- */
@@ -57,14 +59,17 @@ static int is_even(const attn_problem *p) {
 
 static attn_decode_shape shape_of(const attn_problem *p, int splits, int64_t workers, int64_t warps) {
     const tile *t = tile_of(p);
-    const int64_t m_tiles = (packed_rows(p) + t->rows - 1) / t->rows, block_keys = warps * DECODE_FWD_SM80_KEYS;
+    const int64_t m_tiles = (packed_rows(p) + t->rows - 1) / t->rows,
+                  block_keys = warps * DECODE_FWD_SM80_KEYS;
     attn_decode_shape shape = {
-        .batch = (int32_t)p->batch, .tiles = (int32_t)(p->kv_heads * m_tiles), .block_keys = (int32_t)block_keys,
-        .workers = (int32_t)workers, .overhead_blocks = OVERHEAD_BLOCKS, .least_blocks = LEAST_BLOCKS,
+        .batch = (int32_t)p->batch, .tiles = (int32_t)(p->kv_heads * m_tiles),
+        .block_keys = (int32_t)block_keys, .workers = (int32_t)workers,
+        .overhead_blocks = OVERHEAD_BLOCKS, .least_blocks = LEAST_BLOCKS,
         .max_blocks = (int32_t)((p->kv_len + block_keys - 1) / block_keys),
     };
     if (shape.max_blocks < 1) shape.max_blocks = 1;
-    if (p->strict) shape.split_blocks = (int32_t)(STRICT_KEYS / block_keys), shape.forced_splits = STRICT_SPLITS;
+    if (p->strict)
+        shape.split_blocks = (int32_t)(STRICT_KEYS / block_keys), shape.forced_splits = STRICT_SPLITS;
     else shape.forced_splits = splits;
     return shape;
 }
@@ -125,8 +130,8 @@ static int smem_of(const tile *t, int64_t warps, int64_t stages) {
     return decode_fwd_sm80_smem(t->qk_dim, t->v_dim, t->rows / 16, (int)warps, (int)stages);
 }
 
-/* As many warps as can have two steps each. On an H100, 128 KB under way are best: with 192 KB the memory serves the
- * requests in a worse order. */
+/* As many warps as can have two steps each. On an H100, 128 KB under way are best:
+ * with 192 KB the memory serves the requests in a worse order. */
 static void choose_ring(attn_plan *plan, const tile *t, int smem) {
     const int static_smem = 2048, most = smem_of(t, 0, 0) + RING_MOST + SUMS_MOST;
     for (int warps = DECODE_FWD_SM80_WARPS_MOST; warps >= 2; warps /= 2)
@@ -172,8 +177,8 @@ static attn_status schedule(const attn_plan *plan, const attn_tensors *lengths, 
     return attn_decode_schedule_launch(plan, SCHEDULE, &shape, lengths, memory, stream);
 }
 
-static attn_status find_schedule(const attn_plan *plan, decode_fwd_args *args, const attn_tensors *t, void *workspace,
-                                 void *stream) {
+static attn_status find_schedule(const attn_plan *plan, decode_fwd_args *args, const attn_tensors *t,
+                                 void *workspace, void *stream) {
     args->schedule = NULL;
     if (!plan->schedule_bytes) return ATTN_OK;
     args->schedule = t->schedule ? t->schedule : workspace;
@@ -202,8 +207,9 @@ static attn_status run(const attn_plan *plan, const attn_tensors *t, void *works
     if (status) return status;
     decode_fwd_args args = {
         .p = *p, .t = *t, .shape = shape_of_plan(plan), .stages = (int32_t)plan->schedule[STAGES],
-        .scale_log2 = is_rich(p) ? 1 : p->scale * 1.4426950408889634f, .group = (int32_t)(p->q_heads / p->kv_heads),
-        .o_stride = attn_decode_o_stride(p->v_dim), .by_row = p->page_size % DECODE_FWD_SM80_KEYS != 0,
+        .scale_log2 = is_rich(p) ? 1 : p->scale * 1.4426950408889634f,
+        .group = (int32_t)(p->q_heads / p->kv_heads), .o_stride = attn_decode_o_stride(p->v_dim),
+        .by_row = p->page_size % DECODE_FWD_SM80_KEYS != 0,
     };
     args.hash = attn_decode_hash(&args.shape);
     args.page_shift = p->page_size > 0 && !(p->page_size & (p->page_size - 1)) ? 0 : -1;

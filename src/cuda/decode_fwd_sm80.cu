@@ -1,6 +1,7 @@
-/* decode_fwd_sm80.cu — few queries against a long cache: split-KV decode on mma.sync for f16 and bf16, from sm_80 on.
- * The idea: all query heads of a K/V head are rows of one tile, so that K and V are read once; every warp streams its
- * own keys through its own ring without waiting for the others, and the warps' sums meet once per part. */
+/* decode_fwd_sm80.cu — few queries against a long cache: split-KV decode on mma.sync for f16 and bf16,
+ * from sm_80 on. The idea: all query heads of a K/V head are rows of one tile, so that K and V are read
+ * once; every warp streams its own keys through its own ring without waiting for the others, and the
+ * warps' sums meet once per part. */
 #include "decode_fwd_sm80.h"
 #include "flash_rows_sm80.h"
 #include "ptx_decode.h"
@@ -11,7 +12,8 @@ static constexpr float max_growth = 8;
 static constexpr int KEYS = DECODE_FWD_SM80_KEYS;       /* of a warp's step */
 static constexpr int ITEMS = 3;         /* known at once: the one before, this one, the next */
 static constexpr int PASS_ROWS = DECODE_FWD_SM80_PASS_ROWS;
-static constexpr uint32_t hidden_pair = 0x80008000u;    /* -0 in P: not a probability, the row doesn't see the key */
+/* -0 in P: not a probability, the row doesn't see the key. */
+static constexpr uint32_t hidden_pair = 0x80008000u;
 
 /* ---- an item, in shared memory ---- */
 
@@ -29,8 +31,8 @@ typedef struct decode_item {
 } decode_item;
 
 /* What a block knows about item `index`; by one thread. */
-PTX_INLINE void open_item(decode_item &item, const decode_fwd_args &a, const attn_decode_work &work, int index,
-                          int tile_rows) {
+PTX_INLINE void open_item(decode_item &item, const decode_fwd_args &a, const attn_decode_work &work,
+                          int index, int tile_rows) {
     block_rows &rows = item.rows;
     attn_decode_slots slots;                /* asked for first: memory answers while the rest is computed */
     if (a.schedule) slots = attn_decode_slots_of(&a.shape, a.schedule, index);
@@ -62,7 +64,8 @@ PTX_INLINE void open_item(decode_item &item, const decode_fwd_args &a, const att
     item.last = index == work.last_item ? work.last_block : blocks;
     item.length = attn_decode_split_blocks(&a.shape, blocks);
     item.first_step = max(item.block, (low >> shift) - low_block);
-    item.end_step = item.high > low ? min(item.last, (item.high - 1 >> shift) + 1 - low_block) : item.first_step;
+    item.end_step = item.high > low ? min(item.last, (item.high - 1 >> shift) + 1 - low_block)
+                                    : item.first_step;
     const attn_stride ks = a.p.k_stride, vs = a.p.v_stride;
     item.k = (const uint16_t *)a.t.k + rows.kv_head * ks.head;
     item.v = (const uint16_t *)a.t.v + rows.kv_head * vs.head;
@@ -73,8 +76,8 @@ PTX_INLINE void open_item(decode_item &item, const decode_fwd_args &a, const att
     item.slots = slots;
 }
 
-/* ---- shared memory tiles: rows of DIM elements, 16-byte chunks permuted so that 8 rows of a column of chunks lie in
- * different banks ---- */
+/* ---- shared memory tiles: rows of DIM elements, 16-byte chunks permuted so that 8 rows of a column
+ * of chunks lie in different banks ---- */
 
 template <int DIM> PTX_INLINE uint32_t tile_offset(int row, int chunk) {
     return (uint32_t)(row * DIM * 2 + ((chunk ^ (row & 7)) << 4));
@@ -113,15 +116,17 @@ PTX_INLINE int page_of_step(const decode_fwd_args &a, const decode_item &item, i
 
 /* KEYS rows from `key` on into a tile; rows from item.high and columns from `dim` on become zeros. */
 template <int DIM>
-PTX_INLINE void load_tile(const decode_fwd_args &a, const decode_item &item, const feed &f, uint32_t tile_smem,
-                          const uint16_t *from, attn_stride stride, int key, int dim) {
+PTX_INLINE void load_tile(const decode_fwd_args &a, const decode_item &item, const feed &f,
+                          uint32_t tile_smem, const uint16_t *from, attn_stride stride, int key, int dim) {
     const int chunks = DIM / 8, lane = recompute((int)threadIdx.x) % 32, valid = item.high - key;
     if (a.by_row) {
 #pragma unroll 1
         for (int n = 0; n < KEYS * chunks / 32; n++) {
-            const int i = n * 32 + lane, row = i / chunks, chunk = i % chunks, reads = row < valid && chunk * 8 < dim;
+            const int i = n * 32 + lane, row = i / chunks, chunk = i % chunks,
+                      reads = row < valid && chunk * 8 < dim;
             copy_async_16(tile_smem + tile_offset<DIM>(row, chunk),
-                          from + (reads ? key_offset(a, item, stride, key + row) + chunk * 8 : 0), reads ? 16 : 0);
+                          from + (reads ? key_offset(a, item, stride, key + row) + chunk * 8 : 0),
+                          reads ? 16 : 0);
         }
         return;
     }
@@ -129,16 +134,19 @@ PTX_INLINE void load_tile(const decode_fwd_args &a, const decode_item &item, con
                 ? f.page * stride.batch + (key - (int)page_index(a, key) * (int)a.p.page_size) * stride.seq
                 : key * stride.seq;
     if (32 % chunks == 0 && __builtin_expect(valid >= KEYS, 1)) {   /* a lane keeps its column of chunks */
-        const int chunk = lane % chunks, first = lane / chunks, step = 32 / chunks, bytes = chunk * 8 < dim ? 16 : 0;
+        const int chunk = lane % chunks, first = lane / chunks, step = 32 / chunks,
+                  bytes = chunk * 8 < dim ? 16 : 0;
         const uint16_t *source = from + first * stride.seq + chunk * 8;
 #pragma unroll
         for (int n = 0; n < KEYS / step; n++, source += step * stride.seq)
-            copy_async_16_policy(tile_smem + tile_offset<DIM>(first + n * step, chunk), source, bytes, f.policy);
+            copy_async_16_policy(tile_smem + tile_offset<DIM>(first + n * step, chunk), source, bytes,
+                                 f.policy);
     } else {
 #pragma unroll 2
         for (int n = 0; n < KEYS * chunks / 32; n++) {
             const int i = n * 32 + lane, row = i / chunks, chunk = i % chunks;
-            copy_async_16_policy(tile_smem + tile_offset<DIM>(row, chunk), from + row * stride.seq + chunk * 8,
+            copy_async_16_policy(tile_smem + tile_offset<DIM>(row, chunk),
+                                 from + row * stride.seq + chunk * 8,
                                  row < valid && chunk * 8 < dim ? 16 : 0, f.policy);
         }
     }
@@ -146,7 +154,8 @@ PTX_INLINE void load_tile(const decode_fwd_args &a, const decode_item &item, con
 
 /* Ask for the next step of the stretch, if there is one and its item is known (up to item `known`). */
 template <int DK, int DV>
-PTX_INLINE bool request(feed &f, const decode_fwd_args &a, const decode_item *items, int known, int warp_key) {
+PTX_INLINE bool request(feed &f, const decode_fwd_args &a, const decode_item *items, int known,
+                        int warp_key) {
     while (f.step >= f.end) {
         if (f.index >= known) return false;
         const decode_item &next = items[++f.index % ITEMS];
@@ -187,7 +196,8 @@ PTX_INLINE int64_t head_of(const decode_fwd_args &a, const block_rows &rows, int
 
 /* What the options make of q . k, in log2 units; -inf: hidden. */
 template <int DTYPE>
-PTX_INLINE float rich_score(const decode_fwd_args &a, const block_rows &rows, int64_t h, int i, int j, float dot) {
+PTX_INLINE float rich_score(const decode_fwd_args &a, const block_rows &rows, int64_t h, int i, int j,
+                            float dot) {
     float x = dot * a.p.scale;
     if (a.p.has_mask && !a.t.mask[attn_score_offset(&rows.s, a.p.mask_stride, h, i, j)]) return -INFINITY;
     if (a.p.softcap > 0 && !isnan(x))       /* tanh, absolute 2^-22 */
@@ -228,8 +238,9 @@ PTX_INLINE void mask_scores(float (&s)[ROWS][KEYS / 8][4], const decode_fwd_args
         }
 }
 
-/* s = Q K^T of one step. q: the fragments of Q in registers, or none: they come from q_smem. Fragments are requested
- * four multiplications ahead, and two sums run side by side: a warp alone must not wait for each in turn. */
+/* s = Q K^T of one step. q: the fragments of Q in registers, or none: they come from q_smem.
+ * Fragments are requested four multiplications ahead, and two sums run side by side: a warp alone
+ * must not wait for each in turn. */
 template <int DTYPE, int DK, int ROWS, int IN_REGISTERS>
 PTX_INLINE void scores(float (&s)[ROWS][KEYS / 8][4], const uint32_t (&q)[IN_REGISTERS ? DK / 16 : 1][4],
                        uint32_t q_lane_smem, uint32_t k_lane_smem) {
@@ -240,7 +251,8 @@ PTX_INLINE void scores(float (&s)[ROWS][KEYS / 8][4], const uint32_t (&q)[IN_REG
 #pragma unroll
         for (int r = 0; r < ROWS; r++)
 #pragma unroll
-            for (int n = 0; n < 2; n++) sum[c][r][n][0] = sum[c][r][n][1] = sum[c][r][n][2] = sum[c][r][n][3] = 0;
+            for (int n = 0; n < 2; n++)
+                sum[c][r][n][0] = sum[c][r][n][1] = sum[c][r][n][2] = sum[c][r][n][3] = 0;
 #pragma unroll
     for (int first = 0; first < DK / 16; first += AHEAD) {
         uint32_t b[AHEAD][4], left[AHEAD][ROWS][4];
@@ -249,7 +261,8 @@ PTX_INLINE void scores(float (&s)[ROWS][KEYS / 8][4], const uint32_t (&q)[IN_REG
             load_matrix_x4(b[d], fragment(k_lane_smem, first + d));
 #pragma unroll
             for (int r = 0; r < ROWS; r++)
-                if (!IN_REGISTERS) load_matrix_x4(left[d][r], fragment(q_lane_smem, first + d) + r * 16 * DK * 2);
+                if (!IN_REGISTERS)
+                    load_matrix_x4(left[d][r], fragment(q_lane_smem, first + d) + r * 16 * DK * 2);
         }
 #pragma unroll
         for (int d = 0; d < AHEAD; d++)
@@ -283,7 +296,8 @@ template <int ROWS, int DV> PTX_INLINE void clear_sums(row_sums<ROWS, DV> &x) {
     }
 }
 
-/* Raise m where a row's maximum grew by more than max_growth, and rescale what was summed with the old one. */
+/* Raise m where a row's maximum grew by more than max_growth,
+ * and rescale what was summed with the old one. */
 template <int ROWS, int DV>
 PTX_INLINE void raise_maxima(row_sums<ROWS, DV> &x, const float (&s)[ROWS][KEYS / 8][4], float scale) {
     float top[ROWS][2];
@@ -314,10 +328,11 @@ PTX_INLINE void raise_maxima(row_sums<ROWS, DV> &x, const float (&s)[ROWS][KEYS 
         }
 }
 
-/* p = exp2(s * scale - m) of 16 keys, narrowed: the left factor of P V. l += p. hidden: mark what isn't seen. */
+/* p = exp2(s * scale - m) of 16 keys, narrowed: the left factor of P V. l += p.
+ * hidden: mark what isn't seen. */
 template <int DTYPE, int ROWS, int DV>
-PTX_INLINE void probabilities(uint32_t (&p)[ROWS][4], row_sums<ROWS, DV> &x, const float (&s)[ROWS][KEYS / 8][4],
-                              int step, float scale) {
+PTX_INLINE void probabilities(uint32_t (&p)[ROWS][4], row_sums<ROWS, DV> &x,
+                              const float (&s)[ROWS][KEYS / 8][4], int step, float scale) {
 #pragma unroll
     for (int r = 0; r < ROWS; r++)
 #pragma unroll
@@ -369,8 +384,8 @@ template <int DTYPE, int DV> PTX_INLINE int has_nonfinite(uint32_t v_smem) {
     return warp_any(found);
 }
 
-/* The same sums key by key, each row only over what it sees. P goes through the step's K tile, which is done with:
- * [row][key], 16 bits each; -0 = hidden. */
+/* The same sums key by key, each row only over what it sees. P goes through the step's K tile,
+ * which is done with: [row][key], 16 bits each; -0 = hidden. */
 template <int DTYPE, int DV, int ROWS>
 PTX_INLINE void accumulate_seen(row_sums<ROWS, DV> &x, const float (&s)[ROWS][KEYS / 8][4], float scale,
                                 uint32_t p_smem, uint32_t v_smem) {
@@ -387,7 +402,8 @@ PTX_INLINE void accumulate_seen(row_sums<ROWS, DV> &x, const float (&s)[ROWS][KE
 #pragma unroll
                 for (int half = 0; half < 2; half++) {
                     const float *y = &s[r][2 * step + n][2 * half];
-                    const uint32_t seen = (y[0] == -INFINITY ? 0 : 0xffffu) | (y[1] == -INFINITY ? 0 : 0xffff0000u);
+                    const uint32_t seen = (y[0] == -INFINITY ? 0 : 0xffffu) |
+                                          (y[1] == -INFINITY ? 0 : 0xffff0000u);
                     const int row = 16 * r + 8 * half + lane / 4, column = 16 * step + 8 * n + 2 * (lane % 4);
                     store_smem_4(p_smem + (uint32_t)(row * KEYS + column) * 2,
                                  (p[r][2 * n + half] & seen) | (hidden_pair & ~seen));
@@ -408,22 +424,25 @@ PTX_INLINE void accumulate_seen(row_sums<ROWS, DV> &x, const float (&s)[ROWS][KE
                 for (int n = 0; n < DV / 8; n++) {
                     const uint32_t v = load_smem_4(v_smem + tile_offset<DV>(j, n) + 4 * (lane % 4));
                     x.o[r][n][2 * half] = fmaf(weight, widen<DTYPE>((uint16_t)v), x.o[r][n][2 * half]);
-                    x.o[r][n][2 * half + 1] = fmaf(weight, widen<DTYPE>((uint16_t)(v >> 16)), x.o[r][n][2 * half + 1]);
+                    x.o[r][n][2 * half + 1] =
+                        fmaf(weight, widen<DTYPE>((uint16_t)(v >> 16)), x.o[r][n][2 * half + 1]);
                 }
             }
 }
 
-/* ---- the end of a part: the warps' sums become one, written to O or to the workspace, PASS_ROWS rows at a time.
- * The rings are left alone: they are being filled for what comes next ---- */
+/* ---- the end of a part: the warps' sums become one, written to O or to the workspace,
+ * PASS_ROWS rows at a time. The rings are left alone: they are being filled for what comes next ---- */
 
-/* Float offset in a warp's [PASS_ROWS][DV] sums: groups of 8 columns permuted so that 4 rows lie in different banks. */
+/* Float offset in a warp's [PASS_ROWS][DV] sums: groups of 8 columns permuted so that 4 rows
+ * lie in different banks. */
 template <int DV> PTX_INLINE int sum_offset(int row, int column) {
     return row * DV + ((column / 8 ^ (row & 3)) * 8 + column % 8);
 }
 
 /* Packed row 16 r + 8 half + 4 quarter + n, n < 4, is lane / 4 = 4 quarter + n of this half. */
 template <int ROWS, int DV>
-PTX_INLINE void hand_over(const row_sums<ROWS, DV> &x, int r, int half, int quarter, float *sums, float2 *stats) {
+PTX_INLINE void hand_over(const row_sums<ROWS, DV> &x, int r, int half, int quarter, float *sums,
+                          float2 *stats) {
     const int lane = (int)threadIdx.x % 32, row = lane / 4;
     const float l = quad_sum(x.l[r][half]);
     if (row / PASS_ROWS != quarter) return;
@@ -483,8 +502,8 @@ PTX_INLINE void write_rows(const decode_fwd_args &a, const decode_item &item, in
 
 /* All warps call it; after it the sums have been read. slot -2: nothing is written. */
 template <int DTYPE, int ROWS, int DV>
-PTX_INLINE void finish_part(const row_sums<ROWS, DV> &x, const decode_fwd_args &a, const decode_item &item, float *sums,
-                            float2 *stats, int slot) {
+PTX_INLINE void finish_part(const row_sums<ROWS, DV> &x, const decode_fwd_args &a, const decode_item &item,
+                            float *sums, float2 *stats, int slot) {
     const int warp = (int)threadIdx.x / 32;
     int pass = 0;
 #pragma unroll 1
@@ -503,7 +522,8 @@ PTX_INLINE void finish_part(const row_sums<ROWS, DV> &x, const decode_fwd_args &
 
 /* Q of an item, 16-byte chunks of packed rows: chunk n of the tile; zeros where there is none. */
 template <int DK> PTX_INLINE uint4 fetch_q(const decode_fwd_args &a, const decode_item &item, int n) {
-    const int row = n / (DK / 8), chunk = n % (DK / 8), packed = item.rows.block_row + row, i = query_of(a, packed);
+    const int row = n / (DK / 8), chunk = n % (DK / 8), packed = item.rows.block_row + row,
+              i = query_of(a, packed);
     if (i >= item.rows.q_len || chunk * 8 >= a.p.qk_dim) return make_uint4(0, 0, 0, 0);
     return *(const uint4 *)((const uint16_t *)a.t.q + chunk * 8 +
                             attn_q_offset(&item.rows.s, a.p.q_stride, i, head_of(a, item.rows, packed)));
@@ -528,7 +548,8 @@ PTX_INLINE void write_nan(const decode_fwd_args &a) {
         const int64_t count = s.q_rows * a.p.q_heads * a.p.v_dim;
         for (int64_t n = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; n < count;
              n += (int64_t)gridDim.x * blockDim.x) {
-            const int64_t i = n / (a.p.q_heads * a.p.v_dim), h = n / a.p.v_dim % a.p.q_heads, d = n % a.p.v_dim;
+            const int64_t i = n / (a.p.q_heads * a.p.v_dim), h = n / a.p.v_dim % a.p.q_heads,
+                          d = n % a.p.v_dim;
             const int64_t to = attn_q_offset(&s, a.p.o_stride, i, h) + d;
             if (a.p.o_dtype == ATTN_F32) ((float *)a.t.o)[to] = nan;
             else ((uint16_t *)a.t.o)[to] = 0x7fff;
@@ -540,8 +561,8 @@ PTX_INLINE void write_nan(const decode_fwd_args &a) {
 /* One step of a warp: 16 keys meet the tile's rows. */
 template <int DTYPE, int DK, int DV, int ROWS, int IN_REGISTERS, int RICH>
 PTX_INLINE void one_step(row_sums<ROWS, DV> &x, const uint32_t (&q)[IN_REGISTERS ? DK / 16 : 1][4],
-                         uint32_t q_lane_smem, uint32_t k_smem, const decode_fwd_args &a, const decode_item &item,
-                         int key) {
+                         uint32_t q_lane_smem, uint32_t k_smem, const decode_fwd_args &a,
+                         const decode_item &item, int key) {
     const int lane = recompute((int)threadIdx.x) % 32;
     const uint32_t v_smem = k_smem + KEYS * DK * 2;
     float s[ROWS][KEYS / 8][4];
@@ -560,7 +581,8 @@ PTX_INLINE void one_step(row_sums<ROWS, DV> &x, const uint32_t (&q)[IN_REGISTERS
     else accumulate<DTYPE, DV, ROWS>(x, s, a.scale_log2, v_smem + tile_offset<DV>(lane % 16, lane / 16));
 }
 
-template <int DTYPE, int DK, int DV, int ROWS, int RICH> PTX_INLINE void decode_fwd(const decode_fwd_args &a) {
+template <int DTYPE, int DK, int DV, int ROWS, int RICH>
+PTX_INLINE void decode_fwd(const decode_fwd_args &a) {
     extern __shared__ __align__(1024) unsigned char smem[];
     __shared__ decode_item items[ITEMS];
     __shared__ float2 stats[DECODE_FWD_SM80_WARPS_MOST * PASS_ROWS];
@@ -572,7 +594,8 @@ template <int DTYPE, int DK, int DV, int ROWS, int RICH> PTX_INLINE void decode_
     const uint32_t rings_smem = q_smem + TILE_ROWS * DK * 2 + (uint32_t)(warps * PASS_ROWS * DV * 4);
 
     let_next_kernel_start();
-    const bool early = !a.schedule && !a.p.has_kv_batch_index;  /* nothing that earlier kernels wrote says what to do */
+    /* Nothing that earlier kernels wrote says what to do. */
+    const bool early = !a.schedule && !a.p.has_kv_batch_index;
     if (!early) wait_for_earlier_kernels();
     attn_decode_work work;
     if (a.schedule) work = attn_decode_works(a.schedule)[blockIdx.x];
@@ -583,8 +606,8 @@ template <int DTYPE, int DK, int DV, int ROWS, int RICH> PTX_INLINE void decode_
     if (!a.schedule) work = attn_decode_work_of(&a.shape, &a.even, (int)blockIdx.x);
     if (work.first_item > work.last_item) return;
     if ((int)threadIdx.x < min(work.last_item - work.first_item + 1, 2))
-        open_item(items[(work.first_item + (int)threadIdx.x) % ITEMS], a, work, work.first_item + (int)threadIdx.x,
-                  TILE_ROWS);
+        open_item(items[(work.first_item + (int)threadIdx.x) % ITEMS], a, work,
+                  work.first_item + (int)threadIdx.x, TILE_ROWS);
     if (early) wait_for_earlier_kernels();
     block_barrier();
 
@@ -605,12 +628,15 @@ template <int DTYPE, int DK, int DV, int ROWS, int RICH> PTX_INLINE void decode_
     for (int index = work.first_item; index <= work.last_item; index++) {
         const decode_item &item = items[index % ITEMS];
         const int known = min(index + 1, work.last_item);
-        f.index = max(f.index, index - 1);  /* items without keys ask for nothing: their records may be gone by now */
+        /* Items without keys ask for nothing: their records may be gone by now. */
+        f.index = max(f.index, index - 1);
         uint32_t q[IN_REGISTERS ? DK / 16 : 1][4];
         if (IN_REGISTERS)
 #pragma unroll
-            for (int d = 0; d < (IN_REGISTERS ? DK / 16 : 1); d++) load_matrix_x4(q[d], fragment(q_lane_smem, d));
-        /* The item after the next, into the place of the one before; the barriers of a part's end show it to all. */
+            for (int d = 0; d < (IN_REGISTERS ? DK / 16 : 1); d++)
+                load_matrix_x4(q[d], fragment(q_lane_smem, d));
+        /* The item after the next, into the place of the one before;
+         * the barriers of a part's end show it to all. */
         if (threadIdx.x == 0 && index + 2 <= work.last_item)
             open_item(items[(index + 2) % ITEMS], a, work, index + 2, TILE_ROWS);
         warp_barrier();
@@ -646,16 +672,16 @@ template <int DTYPE, int DK, int DV, int ROWS, int RICH> PTX_INLINE void decode_
     }
 }
 
-#define ENTRY(name, dtype, qk, v, rows, rich)                                                                         \
-    extern "C" __global__ void __launch_bounds__(DECODE_FWD_SM80_WARPS_MOST * 32, 1)                                  \
-        name(const __grid_constant__ decode_fwd_args a) {                                                             \
-        decode_fwd<dtype, qk, v, rows, rich>(a);                                                                      \
+#define ENTRY(name, dtype, qk, v, rows, rich)                                                                \
+    extern "C" __global__ void __launch_bounds__(DECODE_FWD_SM80_WARPS_MOST * 32, 1)                         \
+        name(const __grid_constant__ decode_fwd_args a) {                                                    \
+        decode_fwd<dtype, qk, v, rows, rich>(a);                                                             \
     }
 #define RICH_0(...)
 #define RICH_1(...) ENTRY(__VA_ARGS__)
-#define TILE(qk, v, rows, rich)                                                                                       \
-    ENTRY(decode_fwd_sm80_bf16_##qk##_##v##_##rows, PTX_BF16, qk, v, rows, 0)                                         \
-    ENTRY(decode_fwd_sm80_f16_##qk##_##v##_##rows, PTX_F16, qk, v, rows, 0)                                           \
-    RICH_##rich(decode_fwd_sm80_bf16_##qk##_##v##_rich, PTX_BF16, qk, v, rows, 1)                                     \
+#define TILE(qk, v, rows, rich)                                                                              \
+    ENTRY(decode_fwd_sm80_bf16_##qk##_##v##_##rows, PTX_BF16, qk, v, rows, 0)                                \
+    ENTRY(decode_fwd_sm80_f16_##qk##_##v##_##rows, PTX_F16, qk, v, rows, 0)                                  \
+    RICH_##rich(decode_fwd_sm80_bf16_##qk##_##v##_rich, PTX_BF16, qk, v, rows, 1)                            \
     RICH_##rich(decode_fwd_sm80_f16_##qk##_##v##_rich, PTX_F16, qk, v, rows, 1)
 DECODE_FWD_SM80_TILES(TILE)

@@ -1,14 +1,16 @@
-/* decode_fwd_sm80.h — what decode_fwd_sm80.cu and its record in decode_fwd_sm80.c share: tiles, parameters. */
+/* decode_fwd_sm80.h — what decode_fwd_sm80.cu and its record in decode_fwd_sm80.c
+ * share: tiles, parameters. */
 #ifndef ATTN_DECODE_FWD_SM80_H
 #define ATTN_DECODE_FWD_SM80_H
 #include "decode_schedule.h"
 
-/* One row a tile; the first whose dims cover the problem's, and whose rows its packed rows if there is one, is taken.
+/* One row a tile; the first whose dims cover the problem's, and whose rows its packed rows
+ * if there is one, is taken.
  *   qk v   head dims the tile holds; smaller ones are padded with zeros in shared memory
  *   rows   16-row tiles of packed queries and heads that a block computes
  *   rich   1: there also is an entry that changes scores
- * How many warps a block has and how many steps each has under way is chosen for the device (decode_fwd_sm80.c):
- * bandwidth needs bytes under way, 128 KB a multiprocessor on an H100. */
+ * How many warps a block has and how many steps each has under way is chosen for the device
+ * (decode_fwd_sm80.c): bandwidth needs bytes under way, 128 KB a multiprocessor on an H100. */
 #ifndef DECODE_FWD_SM80_TILES
 #define DECODE_FWD_SM80_TILES(T) \
     /*  qk   v   rows rich */ \

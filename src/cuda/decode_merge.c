@@ -4,7 +4,8 @@
 
 ATTN_CUDA_IMAGE(decode_merge);
 
-enum { WARPS = 4, MANY_ROWS = 1024 };   /* warps of a block, as in decode_merge.cu; rows that keep a device busy */
+/* Warps of a block, as in decode_merge.cu; rows that keep a device busy. */
+enum { WARPS = 4, MANY_ROWS = 1024 };
 
 /* Then a row is shared by several blocks, and each of its parts by the warps of a block. */
 static int few_rows(const attn_problem *p) {
@@ -18,8 +19,8 @@ attn_status attn_decode_merge_prepare(attn_plan *plan, int slot) {
     return attn_cuda_prepare(plan, slot, ATTN_CUDA_IMAGE_OF(decode_merge), entry, 0);
 }
 
-attn_status attn_decode_merge_launch(const attn_plan *plan, int slot, const attn_decode_merge_args *args, int overlap,
-                                     void *stream) {
+attn_status attn_decode_merge_launch(const attn_plan *plan, int slot, const attn_decode_merge_args *args,
+                                     int overlap, void *stream) {
     attn_decode_merge_args a = *args;
     if (!a.rows) a.rows = a.tile_rows;
     a.hash = attn_decode_hash(&a.shape);

@@ -1,5 +1,6 @@
 /* decode_merge.cu — a warp, or some blocks where rows are few, adds the parts of a row in a fixed order; see
- * decode_merge.h. Parts are requested before their weights are known: the latency of memory is all that it costs. */
+ * decode_merge.h. Parts are requested before their weights are known:
+ * the latency of memory is all that it costs. */
 #include "decode_merge.h"
 #include "ptx_decode.h"
 #include "ptx_sm80.h"
@@ -29,7 +30,9 @@ __device__ __forceinline__ float part_lse(const decode_merge_row &row, int part)
     return row.lse[attn_decode_slot(row.slots, part) * row.lse_part];
 }
 /* 2^(lse - top); NaN stays NaN. */
-__device__ __forceinline__ float part_weight(float lse, float top) { return lse == -INFINITY ? 0 : exp2f(lse - top); }
+__device__ __forceinline__ float part_weight(float lse, float top) {
+    return lse == -INFINITY ? 0 : exp2f(lse - top);
+}
 
 __device__ __forceinline__ uint32_t narrow(attn_dtype dtype, float low, float high) {
     return dtype == ATTN_F16 ? pack_halves<PTX_F16>(low, high) : pack_halves<PTX_BF16>(low, high);
@@ -54,7 +57,8 @@ __device__ __forceinline__ void store_4(const attn_decode_merge_args &a, int64_t
             if (e < count) to[e] = (uint16_t)((e < 2 ? low : high) >> 16 * (e % 2));
 }
 
-/* Parts first, first + step, ... of columns begin + 128 n + 4 lane .. + 3, n < CHUNKS, as many as fit registers. */
+/* Parts first, first + step, ... of columns begin + 128 n + 4 lane .. + 3, n < CHUNKS,
+ * as many as fit registers. */
 template <int CHUNKS> struct part_batch {
     static constexpr int AHEAD = CHUNKS > 2 ? 4 : 8;
     float4 x[AHEAD][CHUNKS];
@@ -62,8 +66,8 @@ template <int CHUNKS> struct part_batch {
 };
 
 template <int CHUNKS>
-__device__ __forceinline__ void request(part_batch<CHUNKS> &batch, const decode_merge_row &row, int first, int step,
-                                        int begin, int end) {
+__device__ __forceinline__ void request(part_batch<CHUNKS> &batch, const decode_merge_row &row, int first,
+                                        int step, int begin, int end) {
 #pragma unroll
     for (int k = 0; k < part_batch<CHUNKS>::AHEAD; k++) {
         const int part = first + k * step;
@@ -81,8 +85,9 @@ __device__ __forceinline__ void request(part_batch<CHUNKS> &batch, const decode_
 
 /* sum += this thread's share of the parts; `batch` has been requested. */
 template <int CHUNKS>
-__device__ __forceinline__ void add_parts(float4 (&sum)[CHUNKS], part_batch<CHUNKS> &batch, const decode_merge_row &row,
-                                          int first, int step, int begin, int end, float top, float inverse) {
+__device__ __forceinline__ void add_parts(float4 (&sum)[CHUNKS], part_batch<CHUNKS> &batch,
+                                          const decode_merge_row &row, int first, int step, int begin,
+                                          int end, float top, float inverse) {
     constexpr int AHEAD = part_batch<CHUNKS>::AHEAD;
     for (; first < row.slots.parts; first += AHEAD * step) {
 #pragma unroll
@@ -96,7 +101,8 @@ __device__ __forceinline__ void add_parts(float4 (&sum)[CHUNKS], part_batch<CHUN
                 sum[n].z = fmaf(w, x.z, sum[n].z), sum[n].w = fmaf(w, x.w, sum[n].w);
             }
         }
-        if (first + AHEAD * step < row.slots.parts) request(batch, row, first + AHEAD * step, step, begin, end);
+        if (first + AHEAD * step < row.slots.parts)
+            request(batch, row, first + AHEAD * step, step, begin, end);
     }
 }
 
@@ -104,8 +110,10 @@ template <int CHUNKS> __device__ __forceinline__ void merge(const attn_decode_me
     __shared__ float4 shares[WARPS - 1][32 * CHUNKS];
     const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
     const int rows_of_block = WARPS / a.share, row_blocks = (a.rows + rows_of_block - 1) / rows_of_block;
-    const int item = (int)blockIdx.x / row_blocks, r = (int)blockIdx.x % row_blocks * rows_of_block + warp / a.share;
-    const int first = warp % a.share, b = item / a.shape.tiles, tile = item - b * a.shape.tiles, o_end = a.o_stride;
+    const int item = (int)blockIdx.x / row_blocks,
+              r = (int)blockIdx.x % row_blocks * rows_of_block + warp / a.share;
+    const int first = warp % a.share, b = item / a.shape.tiles, tile = item - b * a.shape.tiles,
+              o_end = a.o_stride;
     const int group = (int)a.p.q_heads / (int)a.p.kv_heads, head = a.m_tiles == 1 ? tile : tile / a.m_tiles;
     const int packed = (tile - head * a.m_tiles) * a.tile_rows + r;
     const int i = packed / group, h = head * group + packed % group;
@@ -128,13 +136,15 @@ template <int CHUNKS> __device__ __forceinline__ void merge(const attn_decode_me
     const attn_sequence s = attn_sequence_at(&a.p, &a.t, b);
     const bool exists = i < s.q_rows;
 
-    const float mine = lane < row.slots.parts ? part_lse(row, lane) : -INFINITY;     /* more than 32: read twice */
+    /* More than 32: read twice. */
+    const float mine = lane < row.slots.parts ? part_lse(row, lane) : -INFINITY;
     float top = mine, sum = 0;
     for (int part = 32 + lane; part < row.slots.parts; part += 32) top = fmaxf(top, part_lse(row, part));
     top = warp_max(top);
     if (!(top > -INFINITY)) top = 0;
     sum = part_weight(mine, top);
-    for (int part = 32 + lane; part < row.slots.parts; part += 32) sum += part_weight(part_lse(row, part), top);
+    for (int part = 32 + lane; part < row.slots.parts; part += 32)
+        sum += part_weight(part_lse(row, part), top);
     sum = warp_sum(sum);
     const float sink = a.p.has_sinks && sum != 0 ? exp2f(a.t.sinks[h] * log2_e - top) : 0;
     if (exists && a.t.lse && lane == 0 && first == 0 && columns == 0)
@@ -147,7 +157,8 @@ template <int CHUNKS> __device__ __forceinline__ void merge(const attn_decode_me
         for (int n = 0; n < CHUNKS; n++) o[n] = make_float4(0, 0, 0, 0);
         if (begin > columns) request(batch, row, first, a.share, begin, o_end);
         add_parts(o, batch, row, first, a.share, begin, o_end, top, inverse);
-        if (a.share > 1) {                  /* all warps have this row: they meet, and the first adds in order */
+        if (a.share > 1) {                  /* all warps have this row: they meet, and the first
+                                               adds in order */
             __syncthreads();
 #pragma unroll
             for (int n = 0; n < CHUNKS; n++)

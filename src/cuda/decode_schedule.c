@@ -1,4 +1,5 @@
-/* decode_schedule.c — host side of decode_schedule.cu: loading and queueing the scheduler, checking its result. */
+/* decode_schedule.c — host side of decode_schedule.cu:
+ * loading and queueing the scheduler, checking its result. */
 #include "decode_schedule.h"
 #include "image.h"
 
@@ -10,8 +11,8 @@ attn_status attn_decode_schedule_prepare(attn_plan *plan, int slot) {
     return attn_cuda_prepare(plan, slot, ATTN_CUDA_IMAGE_OF(decode_schedule), "decode_schedule", 0);
 }
 
-static attn_status launch(const attn_plan *plan, int slot, const attn_decode_shape *shape, const attn_tensors *tensors,
-                          void *schedule, int overlap, void *stream) {
+static attn_status launch(const attn_plan *plan, int slot, const attn_decode_shape *shape,
+                          const attn_tensors *tensors, void *schedule, int overlap, void *stream) {
     const attn_cuda_grid grid = { .blocks = 1, .threads = THREADS, .overlap = overlap };
     attn_problem problem = plan->problem;
     problem.has_kv_batch_index = 0;     /* lengths don't depend on it, and `tensors` needn't have it */

@@ -1,5 +1,6 @@
-/* decode_schedule.cu — the schedule of decode_schedule.h, computed where the lengths are: one block of threads.
- * Two prefix sums (cost over sequences, slots over items); the rest is a closed form per worker and per item. */
+/* decode_schedule.cu — the schedule of decode_schedule.h, computed where the lengths are: one
+ * block of threads. Two prefix sums (cost over sequences, slots over items); the rest is a closed
+ * form per worker and per item. */
 #include "decode_schedule.h"
 #include "ptx_decode.h"
 
@@ -36,7 +37,8 @@ decode_schedule(const __grid_constant__ attn_problem p, const __grid_constant__ 
     int32_t *part_begin = (int32_t *)((char *)schedule + attn_decode_part_begin_at(&shape));
     const int items = shape.batch * shape.tiles;
     __shared__ int32_t smem[2 * IN_SMEM + 1];
-    int32_t *blocks_of = shape.batch <= IN_SMEM ? smem : part_begin + items + 1, *start = blocks_of + shape.batch;
+    int32_t *blocks_of = shape.batch <= IN_SMEM ? smem : part_begin + items + 1,
+            *start = blocks_of + shape.batch;
 
     let_next_kernel_start();
     wait_for_earlier_kernels();
@@ -62,8 +64,9 @@ decode_schedule(const __grid_constant__ attn_problem p, const __grid_constant__ 
     equal = __syncthreads_and(equal);
 
     attn_decode_line line = { start, blocks_of, 0, 0, total, 0 };
-    line.payload = equal ? attn_decode_payload_of_equals(&shape, total, attn_decode_cost(&shape, blocks_of[0]))
-                         : attn_decode_payload(&shape, total);
+    line.payload =
+        equal ? attn_decode_payload_of_equals(&shape, total, attn_decode_cost(&shape, blocks_of[0]))
+              : attn_decode_payload(&shape, total);
     attn_decode_work *work = (attn_decode_work *)((attn_decode_header *)schedule + 1);
     const uint32_t hash = attn_decode_hash(&shape);
     for (int w = (int)threadIdx.x; w < shape.workers; w += THREADS) {

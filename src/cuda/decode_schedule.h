@@ -1,12 +1,14 @@
-/* decode_schedule.h — who reads which keys: cuts a batch of sequences of any lengths into equal stretches of work.
- * The idea: lay all items end to end on a line, each as long as its cost in blocks; worker w takes what lies between
- * w * payload and (w + 1) * payload. Every question then has a closed form, so that threads answer them in parallel.
+/* decode_schedule.h — who reads which keys: cuts a batch of sequences of any lengths into equal stretches of
+ * work. The idea: lay all items end to end on a line, each as long as its cost in blocks; worker w takes
+ * what lies between w * payload and (w + 1) * payload. Every question then has a closed form, so that
+ * threads answer them in parallel.
  *
  *   item    sequence b, tile t of it (a K/V head's query rows): index b * tiles + t
  *   block   block_keys keys; an item's blocks are counted from the first block that one of its rows sees
  *   worker  what walks blocks one after the other: a block of threads, or a cluster
- *   part    blocks of one item, done by one worker in one go. An item of one part is written straight to O and LSE;
- *           the parts of others go to the workspace, slot part_begin[item] + part, and are merged in this order.
+ *   part    blocks of one item, done by one worker in one go. An item of one part is written straight to O
+ *           and LSE; the parts of others go to the workspace, slot part_begin[item] + part, and are merged
+ *           in this order.
  * Host and device; tests/test_decode_schedule.c runs it on the CPU. */
 #ifndef ATTN_DECODE_SCHEDULE_H
 #define ATTN_DECODE_SCHEDULE_H
@@ -15,9 +17,11 @@
 typedef struct attn_decode_shape {      /* all that a schedule depends on besides the lengths */
     int32_t batch, tiles, block_keys, workers;
     int32_t overhead_blocks;            /* what starting an item costs, in blocks */
-    int32_t least_blocks;               /* no worker is given less than this and the overhead, but for the last */
+    int32_t least_blocks;               /* no worker is given less than this and the overhead, but
+                                           for the last */
     int32_t split_blocks;               /* > 0: parts of this many blocks, whatever the batch */
-    int32_t forced_splits;              /* > 0: (also) at most this many parts an item; both 0: balance the workers */
+    int32_t forced_splits;              /* > 0: (also) at most this many parts an item; both 0:
+                                           balance the workers */
     int32_t max_blocks;                 /* blocks of the longest sequence that the plan allows, >= 1 */
     int32_t reserved;
 } attn_decode_shape;
@@ -29,7 +33,8 @@ typedef struct attn_decode_work {       /* a worker's stretch over items in orde
     int32_t reserved[3];                /* [0]: in a schedule in memory, the hash of the shape */
 } attn_decode_work;
 
-typedef struct attn_decode_header {     /* of a schedule in memory; then work[workers], part_begin[items + 1] */
+typedef struct attn_decode_header {     /* of a schedule in memory; then work[workers],
+                                           part_begin[items + 1] */
     uint32_t magic, hash;               /* a consumer whose own hash differs must not compute with it */
     int32_t  items, workers, parts;     /* parts: slots of the workspace in use */
     int32_t  reserved[11];
@@ -39,7 +44,9 @@ enum { ATTN_DECODE_MAGIC = 0x5c4ed01e };
 
 /* ---- on the host: sizes ---- */
 
-ATTN_INLINE int64_t attn_decode_items(const attn_decode_shape *shape) { return (int64_t)shape->batch * shape->tiles; }
+ATTN_INLINE int64_t attn_decode_items(const attn_decode_shape *shape) {
+    return (int64_t)shape->batch * shape->tiles;
+}
 
 /* Where part_begin starts, in bytes. */
 ATTN_INLINE int64_t attn_decode_part_begin_at(const attn_decode_shape *shape) {
@@ -53,8 +60,9 @@ ATTN_INLINE int64_t attn_decode_schedule_bytes(const attn_decode_shape *shape) {
 }
 
 ATTN_INLINE uint32_t attn_decode_hash(const attn_decode_shape *shape) {
-    const int32_t words[] = { shape->batch, shape->tiles, shape->block_keys, shape->workers, shape->overhead_blocks,
-                              shape->least_blocks, shape->split_blocks, shape->forced_splits, shape->max_blocks };
+    const int32_t words[] = { shape->batch, shape->tiles, shape->block_keys, shape->workers,
+                              shape->overhead_blocks, shape->least_blocks, shape->split_blocks,
+                              shape->forced_splits, shape->max_blocks };
     uint32_t hash = 2166136261u;
     for (int i = 0; i < 9; i++) hash = (hash ^ (uint32_t)words[i]) * 16777619u;
     return hash ^ hash >> 15;
@@ -83,7 +91,8 @@ ATTN_INLINE int32_t attn_decode_blocks(attn_range span, int32_t block_keys) {
 ATTN_INLINE int attn_decode_balances(const attn_decode_shape *shape) {
     return shape->split_blocks <= 0 && shape->forced_splits <= 0;
 }
-/* Length of the parts of an item: a worker closes a part at every multiple of it. All blocks when balancing. */
+/* Length of the parts of an item: a worker closes a part at every multiple of it.
+ * All blocks when balancing. */
 ATTN_INLINE int32_t attn_decode_split_blocks(const attn_decode_shape *shape, int32_t blocks) {
     if (attn_decode_balances(shape)) return blocks;
     int32_t length = shape->split_blocks > 0 ? shape->split_blocks : 1;
@@ -95,7 +104,8 @@ ATTN_INLINE int32_t attn_decode_split_blocks(const attn_decode_shape *shape, int
 }
 /* Length of an item on the line: each part that is known beforehand costs the overhead. */
 ATTN_INLINE int32_t attn_decode_cost(const attn_decode_shape *shape, int32_t blocks) {
-    return attn_decode_divide_up(blocks, attn_decode_split_blocks(shape, blocks)) * shape->overhead_blocks + blocks;
+    return attn_decode_divide_up(blocks, attn_decode_split_blocks(shape, blocks)) * shape->overhead_blocks +
+           blocks;
 }
 
 /* Slots of the workspace that no lengths can exceed. */
@@ -117,7 +127,8 @@ ATTN_INLINE int attn_decode_fits(const attn_decode_shape *shape) {
 /* ---- the line ---- */
 
 typedef struct attn_decode_line {
-    const int32_t *start;       /* [batch + 1]: where sequence b's first item begins; NULL: all have `blocks` blocks */
+    const int32_t *start;       /* [batch + 1]: where sequence b's first item begins; NULL: all have
+                                   `blocks` blocks */
     const int32_t *blocks_of;   /* [batch] */
     int32_t blocks, payload, total;
     int32_t cost;               /* of every item, where start is NULL: divisions are slow on a GPU */
@@ -128,9 +139,10 @@ ATTN_INLINE int32_t attn_decode_payload(const attn_decode_shape *shape, int32_t 
     const int32_t even = attn_decode_divide_up(total, shape->workers);
     return even > least ? even : least;
 }
-/* The same where every item costs `cost`: whole items, if that makes the longest stretch hardly longer. Nothing is left
- * to merge then, and memory, not the workers, sets the pace. */
-ATTN_INLINE int32_t attn_decode_payload_of_equals(const attn_decode_shape *shape, int32_t total, int32_t cost) {
+/* The same where every item costs `cost`: whole items, if that makes the longest stretch hardly longer.
+ * Nothing is left to merge then, and memory, not the workers, sets the pace. */
+ATTN_INLINE int32_t attn_decode_payload_of_equals(const attn_decode_shape *shape, int32_t total,
+                                                  int32_t cost) {
     const int32_t payload = attn_decode_payload(shape, total);
     const int64_t stretch = ((attn_decode_items(shape) - 1) / shape->workers + 1) * cost;
     if (!attn_decode_balances(shape) || stretch < payload || stretch - payload > payload / 16) return payload;
@@ -155,20 +167,21 @@ ATTN_INLINE int32_t attn_decode_line_cost(const attn_decode_shape *shape, const 
     return line->start ? attn_decode_cost(shape, blocks) : line->cost;
 }
 /* Where item b * tiles + t begins. */
-ATTN_INLINE int32_t attn_decode_line_start(const attn_decode_shape *shape, const attn_decode_line *line, int32_t b,
-                                           int32_t t) {
+ATTN_INLINE int32_t attn_decode_line_start(const attn_decode_shape *shape, const attn_decode_line *line,
+                                           int32_t b, int32_t t) {
     if (!line->start) return (b * shape->tiles + t) * line->cost;
     return line->start[b] + t * attn_decode_cost(shape, line->blocks_of[b]);
 }
 
 typedef struct attn_decode_place { int32_t b, t, block, blocks, start; } attn_decode_place;
 
-/* What is cut by `position` (0 .. total - 1): the block that the later worker begins with. Cuts in the overhead fall
- * back to the item's first block, and where parts are given, to the beginning of a part. */
+/* What is cut by `position` (0 .. total - 1): the block that the later worker begins with. Cuts in
+ * the overhead fall back to the item's first block, and where parts are given, to the beginning of a part. */
 ATTN_INLINE attn_decode_place attn_decode_find(const attn_decode_shape *shape, const attn_decode_line *line,
                                                int32_t position) {
     attn_decode_place place;
-    int32_t low = 0, high = shape->batch - 1;       /* the last sequence that begins at or before the position */
+    /* The last sequence that begins at or before the position. */
+    int32_t low = 0, high = shape->batch - 1;
     while (line->start && low < high) {
         const int32_t middle = low + (high - low + 1) / 2;
         if (line->start[middle] <= position) low = middle;
@@ -190,7 +203,8 @@ ATTN_INLINE attn_decode_place attn_decode_find(const attn_decode_shape *shape, c
     return place;
 }
 
-/* How many cuts lie at or before an item's first block: also the worker that begins with this block (balancing). */
+/* How many cuts lie at or before an item's first block:
+ * also the worker that begins with this block (balancing). */
 ATTN_INLINE int32_t attn_decode_cuts_before(const attn_decode_shape *shape, const attn_decode_line *line,
                                             int32_t start) {
     return (start + shape->overhead_blocks) / line->payload;
@@ -205,7 +219,8 @@ ATTN_INLINE attn_decode_work attn_decode_work_of(const attn_decode_shape *shape,
     const attn_decode_place first = attn_decode_find(shape, line, begin);
     work.first_item = first.b * shape->tiles + first.t;
     work.first_block = first.block;
-    if (!attn_decode_balances(shape)) work.first_part = first.block / attn_decode_split_blocks(shape, first.blocks);
+    if (!attn_decode_balances(shape))
+        work.first_part = first.block / attn_decode_split_blocks(shape, first.blocks);
     else if (first.block > 0) work.first_part = w - attn_decode_cuts_before(shape, line, first.start);
     if (line->total - begin <= line->payload) {
         work.last_item = items - 1;
@@ -217,15 +232,16 @@ ATTN_INLINE attn_decode_work attn_decode_work_of(const attn_decode_shape *shape,
     work.last_block = end.block;
     if (end.block == 0) {           /* the end is that of the item before */
         work.last_item--;
-        if (work.last_item >= 0) work.last_block = attn_decode_line_blocks(line, work.last_item / shape->tiles);
+        if (work.last_item >= 0)
+            work.last_block = attn_decode_line_blocks(line, work.last_item / shape->tiles);
     }
     if (work.first_item == work.last_item && work.first_block >= work.last_block) work.last_item = -1;
     return work;
 }
 
 /* Parts of item b * tiles + t. */
-ATTN_INLINE int32_t attn_decode_item_parts(const attn_decode_shape *shape, const attn_decode_line *line, int32_t b,
-                                           int32_t t) {
+ATTN_INLINE int32_t attn_decode_item_parts(const attn_decode_shape *shape, const attn_decode_line *line,
+                                           int32_t b, int32_t t) {
     const int32_t blocks = attn_decode_line_blocks(line, b);
     if (!attn_decode_balances(shape))
         return attn_decode_divide_up(blocks, attn_decode_split_blocks(shape, blocks));
@@ -234,8 +250,8 @@ ATTN_INLINE int32_t attn_decode_item_parts(const attn_decode_shape *shape, const
     return 1 + (end - 1) / line->payload - attn_decode_cuts_before(shape, line, start);
 }
 /* Slots that item's parts take: none if it is written directly. */
-ATTN_INLINE int32_t attn_decode_item_slots(const attn_decode_shape *shape, const attn_decode_line *line, int32_t b,
-                                           int32_t t) {
+ATTN_INLINE int32_t attn_decode_item_slots(const attn_decode_shape *shape, const attn_decode_line *line,
+                                           int32_t b, int32_t t) {
     const int32_t parts = attn_decode_item_parts(shape, line, b, t);
     return parts > 1 ? parts : 0;
 }
@@ -246,10 +262,10 @@ typedef struct attn_decode_slots { int32_t parts, base, step, extra; } attn_deco
 ATTN_INLINE int32_t attn_decode_slot(attn_decode_slots slots, int32_t part) {
     return slots.base + part * slots.step + (part ? 0 : slots.extra);
 }
-/* Without a schedule in memory, on an even line: a worker has at most two parts that are merged, its first and its
- * last. */
-ATTN_INLINE attn_decode_slots attn_decode_even_slots(const attn_decode_shape *shape, const attn_decode_line *line,
-                                                     int32_t item) {
+/* Without a schedule in memory, on an even line: a worker has at most two parts that are merged,
+ * its first and its last. */
+ATTN_INLINE attn_decode_slots attn_decode_even_slots(const attn_decode_shape *shape,
+                                                     const attn_decode_line *line, int32_t item) {
     attn_decode_slots slots = { attn_decode_item_parts(shape, line, 0, item), 0, 1, 0 };
     if (!attn_decode_balances(shape)) {
         slots.base = item * slots.parts;
@@ -277,7 +293,8 @@ ATTN_INLINE const int32_t *attn_decode_part_begin(const attn_decode_shape *shape
 }
 
 /* Of an item: parts = 0 or 1 means that it is written directly. */
-ATTN_INLINE attn_decode_slots attn_decode_slots_of(const attn_decode_shape *shape, const void *schedule, int32_t item) {
+ATTN_INLINE attn_decode_slots attn_decode_slots_of(const attn_decode_shape *shape, const void *schedule,
+                                                   int32_t item) {
     const int32_t *begin = attn_decode_part_begin(shape, schedule) + item;
     attn_decode_slots slots = { begin[1] - begin[0], begin[0], 1, 0 };
     return slots;
@@ -287,8 +304,8 @@ ATTN_INLINE attn_decode_slots attn_decode_slots_of(const attn_decode_shape *shap
 #if !defined(__CUDACC__)
 #include "../kernel.h"
 
-/* Put the scheduling kernel into a slot of the plan / queue it: `schedule` (device memory) is then ready for the
- * kernels queued behind it. */
+/* Put the scheduling kernel into a slot of the plan / queue it: `schedule` (device memory) is then ready for
+ * the kernels queued behind it. */
 attn_status attn_decode_schedule_prepare(attn_plan *plan, int slot);
 attn_status attn_decode_schedule_launch(const attn_plan *plan, int slot, const attn_decode_shape *shape,
                                         const attn_tensors *tensors, void *schedule, void *stream);

@@ -13,9 +13,10 @@ attn_status attn_cuda_fail(cu_result result, const char *doing, const char *what
     char why[8];
     const attn_cuda_driver *driver = attn_cuda_open(why, sizeof why);
     /* The driver was started: only a fork makes it say this. */
-    const char *hint = result == CU_NOT_INITIALIZED ? " (a process forked from one that used CUDA can't use it)" : "";
-    return attn_fail(result == CU_OUT_OF_MEMORY ? ATTN_NO_MEMORY : ATTN_DEVICE_ERROR, "%s %s: %s%s", doing, what,
-                     driver ? attn_cuda_error(driver, result) : "no driver", hint);
+    const char *hint =
+        result == CU_NOT_INITIALIZED ? " (a process forked from one that used CUDA can't use it)" : "";
+    return attn_fail(result == CU_OUT_OF_MEMORY ? ATTN_NO_MEMORY : ATTN_DEVICE_ERROR, "%s %s: %s%s", doing,
+                     what, driver ? attn_cuda_error(driver, result) : "no driver", hint);
 }
 
 static cu_result read_attributes(const attn_cuda_driver *driver, cu_device handle, attn_cuda_device *d) {
@@ -42,7 +43,8 @@ attn_status attn_cuda_device_read(int ordinal, attn_cuda_device *d) {
     d->ordinal = ordinal;
     cu_result result = driver->DeviceGetCount(&count);
     if (!result && (ordinal < 0 || ordinal >= count))
-        return attn_fail(ATTN_DEVICE_ERROR, "cuda_device = %d: there are devices 0 .. %d", ordinal, count - 1);
+        return attn_fail(ATTN_DEVICE_ERROR, "cuda_device = %d: there are devices 0 .. %d", ordinal,
+                         count - 1);
     if (!result) result = driver->DeviceGet(&handle, ordinal);
     if (!result) result = driver->DeviceGetName(d->name, (int)sizeof d->name, handle);
     if (!result) result = driver->DeviceTotalMem(&bytes, handle);
@@ -68,7 +70,8 @@ const char *attn_cuda_unavailable(unsigned capability, int ordinal) {
     const unsigned here = (unsigned)(10 * major + minor), needed = capability & ~ATTN_CUDA_ONLY(0);
     if (capability & ATTN_CUDA_ONLY(0)) {
         if (here / 10 == needed / 10) return NULL;
-        return needed == 90 ? "needs a Hopper GPU (compute capability 9.x)" : "needs another GPU architecture";
+        return needed == 90 ? "needs a Hopper GPU (compute capability 9.x)"
+                            : "needs another GPU architecture";
     }
     if (here >= needed) return NULL;
     return needed == 80 ? "needs compute capability 8.0 or later" : "needs a later compute capability";

@@ -1,6 +1,6 @@
 /* driver.c — libcuda.so.1 by dlopen on first use, and its entry points in one table. Nothing links to CUDA:
- * without a driver the library works on, CPU only. Uses nothing else of the library, so that the tools can have
- * their own copy. */
+ * without a driver the library works on, CPU only. Uses nothing else of the library,
+ * so that the tools can have their own copy. */
 #include "driver.h"
 #include <dlfcn.h>
 #include <pthread.h>
@@ -48,8 +48,8 @@ static int start(const attn_cuda_driver *driver, char *why, size_t size) {
     int version = 0, count = 0;
     cu_result result = driver->DriverGetVersion(&version);
     if (!result && version < ATTN_CUDA_MIN_VERSION) {
-        (void)snprintf(why, size, "the CUDA driver supports CUDA %d.%d, 12.0 is needed: update it", version / 1000,
-                       version % 1000 / 10);
+        (void)snprintf(why, size, "the CUDA driver supports CUDA %d.%d, 12.0 is needed: update it",
+                       version / 1000, version % 1000 / 10);
         return 0;
     }
     if (!result) result = driver->Init(0);
@@ -60,7 +60,8 @@ static int start(const attn_cuda_driver *driver, char *why, size_t size) {
     }
     if (result)
         (void)snprintf(why, size, "the CUDA driver doesn't start: %s%s", attn_cuda_error(driver, result),
-                       result == CU_NOT_INITIALIZED ? " (a process forked from one that used CUDA can't use it)" : "");
+                       result == CU_NOT_INITIALIZED ? " (a process forked from one that used CUDA "
+                                                      "can't use it)" : "");
     return !result;
 }
 

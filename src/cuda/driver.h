@@ -1,6 +1,7 @@
-/* driver.h — the part of the CUDA driver API that the project uses, declared here so that host code needs no CUDA
- * header, and the table of entry points that driver.c fills from libcuda.so.1 at run time.
- * Kernel authors need launch.h; only code that talks to the driver itself (tensor maps, device memory) needs this. */
+/* driver.h — the part of the CUDA driver API that the project uses, declared here so that host code
+ * needs no CUDA header, and the table of entry points that driver.c fills from libcuda.so.1 at run
+ * time. Kernel authors need launch.h; only code that talks to the driver itself (tensor maps,
+ * device memory) needs this. */
 #ifndef ATTN_CUDA_DRIVER_H
 #define ATTN_CUDA_DRIVER_H
 #include <stddef.h>
@@ -19,7 +20,8 @@ typedef struct cu_graph_s    *cu_graph;
 typedef struct cu_graph_exec_s *cu_graph_exec;
 
 enum {
-    CU_OK = 0, CU_OUT_OF_MEMORY = 2, CU_NOT_INITIALIZED = 3, CU_NO_DEVICE = 100, CU_STREAM_CAPTURE_IMPLICIT = 906
+    CU_OK = 0, CU_OUT_OF_MEMORY = 2, CU_NOT_INITIALIZED = 3, CU_NO_DEVICE = 100,
+    CU_STREAM_CAPTURE_IMPLICIT = 906
 };
 enum {                              /* device attributes */
     CU_CLOCK_RATE = 13, CU_MULTIPROCESSOR_COUNT = 16, CU_MEMORY_CLOCK_RATE = 36, CU_MEMORY_BUS_WIDTH = 37,
@@ -27,7 +29,9 @@ enum {                              /* device attributes */
     CU_SMEM_PER_BLOCK_OPTIN = 97
 };
 enum { CU_FUNCTION_REGISTERS = 4, CU_FUNCTION_MAX_DYNAMIC_SMEM = 8 };
-enum { CU_POINTER_CONTEXT = 1, CU_POINTER_MEMORY_TYPE = 2, CU_POINTER_IS_MANAGED = 8, CU_POINTER_ORDINAL = 9 };
+enum {
+    CU_POINTER_CONTEXT = 1, CU_POINTER_MEMORY_TYPE = 2, CU_POINTER_IS_MANAGED = 8, CU_POINTER_ORDINAL = 9
+};
 enum { CU_MEMORY_HOST = 1, CU_MEMORY_DEVICE = 2 };
 enum { CU_LAUNCH_CLUSTER_DIMENSION = 4, CU_LAUNCH_PROGRAMMATIC_SERIALIZATION = 6 };
 
@@ -52,9 +56,9 @@ enum { CU_MAP_L2_NONE = 0, CU_MAP_L2_64B = 1, CU_MAP_L2_128B = 2, CU_MAP_L2_256B
 enum { CU_MAP_INTERLEAVE_NONE = 0 };
 enum { CU_MAP_FILL_ZEROS = 0, CU_MAP_FILL_NAN = 1 };                                   /* out of bounds */
 
-/* Every entry point in use: return type, name in this project, symbol, version that introduced this form of it (as
- * cuGetProcAddress counts: 1000 * major + 10 * minor), parameters. The names are the driver's without "cu".
- * Entries newer than ATTN_CUDA_MIN_VERSION are NULL where the driver lacks them. */
+/* Every entry point in use: return type, name in this project, symbol, version that introduced this form of
+ * it (as cuGetProcAddress counts: 1000 * major + 10 * minor), parameters. The names are the driver's without
+ * "cu". Entries newer than ATTN_CUDA_MIN_VERSION are NULL where the driver lacks them. */
 #define ATTN_CUDA_FUNCTIONS(F) \
     F(Init, cuInit, 2000, (unsigned flags)) \
     F(DriverGetVersion, cuDriverGetVersion, 2020, (int *version)) \
@@ -77,7 +81,8 @@ enum { CU_MAP_FILL_ZEROS = 0, CU_MAP_FILL_NAN = 1 };                            
       (cu_library *library, const void *code, int *jit_options, void **jit_values, unsigned jit_count, \
        int *options, void **values, unsigned count)) \
     F(LibraryUnload, cuLibraryUnload, 12000, (cu_library library)) \
-    F(LibraryGetKernel, cuLibraryGetKernel, 12000, (cu_kernel *kernel, cu_library library, const char *name)) \
+    F(LibraryGetKernel, cuLibraryGetKernel, 12000, \
+      (cu_kernel *kernel, cu_library library, const char *name)) \
     F(KernelGetFunction, cuKernelGetFunction, 12000, (cu_function *function, cu_kernel kernel)) \
     F(KernelSetAttribute, cuKernelSetAttribute, 12000, \
       (int attribute, int value, cu_kernel kernel, cu_device device)) \
@@ -92,8 +97,10 @@ enum { CU_MAP_FILL_ZEROS = 0, CU_MAP_FILL_NAN = 1 };                            
     F(MemFree, cuMemFree, 3020, (cu_pointer pointer)) \
     F(MemcpyHtoD, cuMemcpyHtoD, 3020, (cu_pointer to, const void *from, size_t bytes)) \
     F(MemcpyDtoH, cuMemcpyDtoH, 3020, (void *to, cu_pointer from, size_t bytes)) \
-    F(MemcpyDtoDAsync, cuMemcpyDtoDAsync, 3020, (cu_pointer to, cu_pointer from, size_t bytes, cu_stream stream)) \
-    F(MemsetD8Async, cuMemsetD8Async, 3020, (cu_pointer to, unsigned char value, size_t bytes, cu_stream stream)) \
+    F(MemcpyDtoDAsync, cuMemcpyDtoDAsync, 3020, \
+      (cu_pointer to, cu_pointer from, size_t bytes, cu_stream stream)) \
+    F(MemsetD8Async, cuMemsetD8Async, 3020, \
+      (cu_pointer to, unsigned char value, size_t bytes, cu_stream stream)) \
     F(CtxSynchronize, cuCtxSynchronize, 2000, (void)) \
     F(StreamCreate, cuStreamCreate, 2000, (cu_stream *stream, unsigned flags)) \
     F(StreamDestroy, cuStreamDestroy, 4000, (cu_stream stream)) \
@@ -112,8 +119,8 @@ enum { CU_MAP_FILL_ZEROS = 0, CU_MAP_FILL_NAN = 1 };                            
     F(EventElapsedTime, cuEventElapsedTime, 2000, (float *milliseconds, cu_event start, cu_event end)) \
     F(TensorMapEncodeTiled, cuTensorMapEncodeTiled, 12000, \
       (cu_tensor_map *map, int element, uint32_t rank, void *address, const uint64_t *extents, \
-       const uint64_t *strides, const uint32_t *box, const uint32_t *element_strides, int interleave, int swizzle, \
-       int l2_promotion, int fill))
+       const uint64_t *strides, const uint32_t *box, const uint32_t *element_strides, int interleave, \
+       int swizzle, int l2_promotion, int fill))
 
 typedef struct attn_cuda_driver {
 #define ATTN_CUDA_MEMBER(name, symbol, version, parameters) cu_result (*name) parameters;

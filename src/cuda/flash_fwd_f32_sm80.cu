@@ -152,7 +152,8 @@ PTX_INLINE void rescale(const float (&top)[ROWS], float4 (&o)[ROWS][DV / 64], fl
 }
 
 /* Turn scores into probabilities and put them into shared memory. m is only raised when a score exceeds it by
- * more than 2^8 (in log2 units): p <= 256, and most steps need neither a maximum across lanes nor a rescale. */
+ * more than 2^8 (in log2 units): p <= 256, and most steps need neither a maximum
+ * across lanes nor a rescale. */
 template <int DV, int ROWS, int KEYS>
 PTX_INLINE void softmax_step(float (&s)[ROWS][KEYS], float4 (&o)[ROWS][DV / 64], float (&l)[ROWS],
                              float (&m)[ROWS], float *p_smem) {

@@ -294,7 +294,8 @@ PTX_INLINE void divide(float (&o)[ROWS][DV / 8][4], const float (&l)[ROWS][2], c
 #pragma unroll
             for (int n = 0; n < DV / 8; n++)
 #pragma unroll
-                for (int e = 2 * half; e < 2 * half + 2; e++) o[r][n][e] = sum == 0 ? 0 : o[r][n][e] * inverse;
+                for (int e = 2 * half; e < 2 * half + 2; e++)
+                    o[r][n][e] = sum == 0 ? 0 : o[r][n][e] * inverse;
         }
 }
 

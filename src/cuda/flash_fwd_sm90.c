@@ -118,9 +118,9 @@ static int pack_shift(const attn_problem *p, int rows) {
     return together * 4 <= apart * 3 ? shift : 0;
 }
 
-/* Tile heads whose K and V fit into 32 MB, so that they stay in L2 (50 MB on an H100) while their tiles run. Of
- * short sequences only as many as all blocks together hold with all their rows: the longest rows, which come first
- * and fetch K and V, would wait for memory if every block had one. */
+/* Tile heads whose K and V fit into 32 MB, so that they stay in L2 (50 MB on an H100) while their tiles run.
+ * Of short sequences only as many as all blocks together hold with all their rows: the longest rows, which
+ * come first and fetch K and V, would wait for memory if every block had one. */
 static int64_t group_heads(const attn_problem *p, int shift, int64_t heights, int64_t blocks) {
     const int64_t bytes = p->kv_len * (p->qk_dim + p->v_dim) * 2, share = p->q_heads / p->kv_heads >> shift;
     const int64_t most = (p->packed_q ? 1 : p->batch) * p->kv_heads;

@@ -53,8 +53,8 @@ enum { SM90_FULL = 0, SM90_CAUSAL = 1, SM90_GENERAL = 2, SM90_BIASED = 3 };
 #define SM90_TEXT(symbol) SM90_TEXT_OF(symbol)
 #define SM90_TEXT_OF(symbol) #symbol
 
-/* SLOTS: of tile records. With 2, the record after next waits until this tile is stored; tiles of one or two key
- * tiles then leave the copy engine idle (3: +5 % at 512 keys causal; 4: no more). */
+/* SLOTS: of tile records. With 2, the record after next waits until this tile is stored;
+ * tiles of one or two key tiles then leave the copy engine idle (3: +5 % at 512 keys causal; 4: no more). */
 enum { SM90_TILE_SLOTS = 3, SM90_TILE_BYTES = 112, SM90_BARRIER_BYTES = 256 };
 
 /* Shared memory of a block: alignment, Q, the rings of K and V, then barriers and tile records. */

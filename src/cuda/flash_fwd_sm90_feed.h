@@ -69,7 +69,8 @@ template <int STAGES> ATTN_DEVICE void ring_next(ring &r) {
  * end cuts; then the ones in between, last first. The first `scan` visited ones hold V rows that not every
  * query may see. */
 struct tile {
-    int blocks;                 /* key tiles; -1 = no more tiles. Tiles whose rows see no key leave no record */
+    int blocks;                 /* key tiles; -1 = no more tiles. Tiles whose rows see no key
+                                   leave no record */
     int first, last, high, low; /* key tiles first .. last - 1; those >= high or < low are masked */
     int row;                    /* first row of the tile: query << pack_shift | head */
     int shift, kv_len, q_len, q_rows, head, head_kv, sequence, scan;
@@ -190,8 +191,9 @@ ATTN_DEVICE void find_tile(const flash_fwd_sm90_args &a, int index, int &start, 
     find_blocks<KIND, ROWS, KEYS>(a, t);
 }
 
-/* Rows of a tile that aren't queries or see no key: O = 0, LSE = -inf. The scheduler writes them by itself: consumers
- * finish a tile under the beginning of the next, so that two records in a row without work would stop the ring. */
+/* Rows of a tile that aren't queries or see no key: O = 0, LSE = -inf. The scheduler writes them by
+ * itself: consumers finish a tile under the beginning of the next, so that two records in a row without
+ * work would stop the ring. */
 template <int ROWS> ATTN_DEVICE void write_keyless(const flash_fwd_sm90_args &a, uint32_t record) {
     const attn_problem &p = a.problem;
 #pragma unroll 1
@@ -225,7 +227,8 @@ ATTN_DEVICE void schedule(const flash_fwd_sm90_args &a, uint32_t base) {
             mbarrier_arrive(base + at.tile_full + 8 * slot.index);
             if (t.blocks < 0) return;
             ring_next<SM90_TILE_SLOTS>(slot);
-            mbarrier_wait(base + at.tile_wanted, wanted);   /* not earlier: a tile taken is lost to idle blocks */
+            /* Not earlier: a tile taken is lost to idle blocks. */
+            mbarrier_wait(base + at.tile_wanted, wanted);
             wanted ^= 1;
         }
         index = a.counter ? atomicAdd(a.counter, 1) + (int)gridDim.x : index + (int)gridDim.x;

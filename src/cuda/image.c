@@ -1,5 +1,6 @@
-/* image.c — embedded fatbins become loaded kernels: once per process, entry and device, kept for the process's life.
- * The driver's "library" is context-independent, so that nothing here holds or owns a context. */
+/* image.c — embedded fatbins become loaded kernels: once per process, entry and device, kept
+ * for the process's life. The driver's "library" is context-independent, so that nothing
+ * here holds or owns a context. */
 #include "launch.h"
 #include "image.h"
 #include <pthread.h>
@@ -13,7 +14,8 @@ static image_node *images;          /* grow only, under `lock`; nodes are immuta
 static attn_cuda_entry *entries;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
-static attn_status find_image(image_node **out, const attn_cuda_driver *driver, const void *image, const char *name) {
+static attn_status find_image(image_node **out, const attn_cuda_driver *driver, const void *image,
+                              const char *name) {
     for (*out = images; *out; *out = (*out)->next)
         if ((*out)->image == image) return ATTN_OK;
     image_node *node = malloc(sizeof *node);
@@ -29,10 +31,11 @@ static attn_status find_image(image_node **out, const attn_cuda_driver *driver, 
     return ATTN_OK;
 }
 
-static attn_status find_entry(attn_cuda_entry **out, const attn_cuda_driver *driver, int ordinal, const void *image,
-                              const char *name) {
+static attn_status find_entry(attn_cuda_entry **out, const attn_cuda_driver *driver, int ordinal,
+                              const void *image, const char *name) {
     for (*out = entries; *out; *out = (*out)->next)
-        if ((*out)->image == image && (*out)->ordinal == ordinal && !strcmp((*out)->name, name)) return ATTN_OK;
+        if ((*out)->image == image && (*out)->ordinal == ordinal && !strcmp((*out)->name, name))
+            return ATTN_OK;
     image_node *library;
     attn_status status = find_image(&library, driver, image, name);
     if (status) return status;
@@ -49,8 +52,8 @@ static attn_status find_entry(attn_cuda_entry **out, const attn_cuda_driver *dri
     return ATTN_OK;
 }
 
-/* Lazy loading would put the upload of the code into the first launch, which may be a captured one: do it now, in the
- * current context if it belongs to the device, else in the primary one. */
+/* Lazy loading would put the upload of the code into the first launch, which may be a captured one:
+ * do it now, in the current context if it belongs to the device, else in the primary one. */
 static cu_result load_now(const attn_cuda_driver *driver, const attn_cuda_entry *entry) {
     attn_cuda_scope scope;
     cu_function function;

@@ -1,4 +1,5 @@
-/* image.h — what image.c, device.c and launch.c share: a loaded kernel, and a context made current for a while. */
+/* image.h — what image.c, device.c and launch.c share: a loaded kernel,
+ * and a context made current for a while. */
 #ifndef ATTN_CUDA_IMAGE_H
 #define ATTN_CUDA_IMAGE_H
 #include "launch.h"

@@ -1,11 +1,13 @@
-/* kv_append_cuda.cu — new rows into the cache, rotary on K and Q: each thread moves one chunk of a row (16 bytes of a
- * 16-bit type), so that any number of rows fills the device with independent loads. Where a row goes: append.h. */
+/* kv_append_cuda.cu — new rows into the cache, rotary on K and Q: each thread moves one chunk of a row
+ * (16 bytes of a 16-bit type), so that any number of rows fills the device with independent loads.
+ * Where a row goes: append.h. */
 #include "../append.h"
 #include "kv_append_cuda.h"
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
-/* W consecutive elements in f32, and to their own type. W is 1 or 8; the dtype is the same for the whole grid. */
+/* W consecutive elements in f32, and to their own type. W is 1 or 8;
+ * the dtype is the same for the whole grid. */
 template <int W> struct chunk { float x[W]; };
 
 __device__ __forceinline__ float widen(uint32_t bits, attn_dtype dtype) {
@@ -37,7 +39,8 @@ template <int W> __device__ __forceinline__ chunk<W> load(const void *from, attn
     return c;
 }
 
-template <int W> __device__ __forceinline__ void store(void *to, attn_dtype dtype, int64_t at, const chunk<W> &c) {
+template <int W>
+__device__ __forceinline__ void store(void *to, attn_dtype dtype, int64_t at, const chunk<W> &c) {
     if (W == 1) {
         if (dtype == ATTN_F32) ((float *)to)[at] = c.x[0];
         else ((uint16_t *)to)[at] = (uint16_t)narrow(c.x[0], dtype);
@@ -56,7 +59,8 @@ template <int W> __device__ __forceinline__ void store(void *to, attn_dtype dtyp
 
 /* The same type and nothing to turn: the bits as they are, NaN payloads included. */
 template <int W>
-__device__ __forceinline__ void copy(void *to, int64_t to_at, const void *from, int64_t from_at, attn_dtype dtype) {
+__device__ __forceinline__ void copy(void *to, int64_t to_at, const void *from, int64_t from_at,
+                                     attn_dtype dtype) {
     if (W == 1) {
         if (dtype == ATTN_F32) ((uint32_t *)to)[to_at] = ((const uint32_t *)from)[from_at];
         else ((uint16_t *)to)[to_at] = ((const uint16_t *)from)[from_at];
@@ -71,7 +75,8 @@ __device__ __forceinline__ void copy(void *to, int64_t to_at, const void *from, 
     }
 }
 
-/* One row of one tensor, for the threads of a block. `table`: offset in the rotary tables, -1: nothing is turned. */
+/* One row of one tensor, for the threads of a block. `table`: offset in the rotary tables,
+ * -1: nothing is turned. */
 struct row_move {
     void       *to;
     const void *from;
@@ -86,13 +91,14 @@ __device__ __forceinline__ void put(const attn_problem &p, const row_move &r, in
     else store<W>(r.to, p.dtype, to, load<W>(r.from, p.new_dtype, from));
 }
 
-/* Pairs whose halves lie in two chunks: column c with c + partner. Each is read and written by one thread, so that Q
- * may be turned in place. */
+/* Pairs whose halves lie in two chunks: column c with c + partner. Each is read and written by one thread,
+ * so that Q may be turned in place. */
 template <int W>
-__device__ __forceinline__ void turn_two(const attn_problem &p, const attn_tensors &t, const row_move &r, int64_t to,
-                                         int64_t from, int64_t partner, int64_t table) {
+__device__ __forceinline__ void turn_two(const attn_problem &p, const attn_tensors &t, const row_move &r,
+                                         int64_t to, int64_t from, int64_t partner, int64_t table) {
     const chunk<W> a = load<W>(r.from, p.new_dtype, from), b = load<W>(r.from, p.new_dtype, from + partner);
-    const chunk<W> c = load<W>(t.rotary_cos, p.rotary_dtype, table), s = load<W>(t.rotary_sin, p.rotary_dtype, table);
+    const chunk<W> c = load<W>(t.rotary_cos, p.rotary_dtype, table),
+                   s = load<W>(t.rotary_sin, p.rotary_dtype, table);
     chunk<W> first, second;
 #pragma unroll
     for (int n = 0; n < W; n++) {
@@ -105,8 +111,8 @@ __device__ __forceinline__ void turn_two(const attn_problem &p, const attn_tenso
 
 /* Pairs that lie in one chunk, side by side. */
 template <int W>
-__device__ __forceinline__ void turn_one(const attn_problem &p, const attn_tensors &t, const row_move &r, int64_t to,
-                                         int64_t from, int64_t table) {
+__device__ __forceinline__ void turn_one(const attn_problem &p, const attn_tensors &t, const row_move &r,
+                                         int64_t to, int64_t from, int64_t table) {
     chunk<W> x = load<W>(r.from, p.new_dtype, from);
 #pragma unroll
     for (int n = 0; n + 1 < W; n += 2) {
@@ -143,8 +149,8 @@ __device__ __forceinline__ void move_chunk(const attn_problem &p, const attn_ten
 
 /* A thread's chunks of a part. */
 template <int W>
-__device__ __forceinline__ void move_part(const attn_problem &p, const attn_tensors &t, const row_move &r, int64_t part,
-                                          int chunks) {
+__device__ __forceinline__ void move_part(const attn_problem &p, const attn_tensors &t, const row_move &r,
+                                          int64_t part, int chunks) {
     int64_t index = part * chunks * APPEND_THREADS + threadIdx.x;
 #pragma unroll 1
     for (int n = 0; n < chunks; n++, index += APPEND_THREADS) move_chunk<W>(p, t, r, index);
@@ -179,8 +185,8 @@ __device__ __forceinline__ token token_at(const int32_t *first, int64_t batch, i
 }
 
 template <int W>
-__device__ __forceinline__ void append_part(const attn_problem &p, const attn_tensors &t, const kv_append_work &w, int64_t row,
-                            int64_t part, int is_v) {
+__device__ __forceinline__ void append_part(const attn_problem &p, const attn_tensors &t,
+                                            const kv_append_work &w, int64_t row, int64_t part, int is_v) {
     const token k = token_at(p.packed_new ? t.cu_seqlens_new : NULL, p.batch, p.new_len, row);
     if (k.i < 0) return;
     const attn_append a = attn_append_at(&p, &t, k.b);
@@ -199,8 +205,8 @@ __device__ __forceinline__ void append_part(const attn_problem &p, const attn_te
 }
 
 template <int W>
-__device__ __forceinline__ void turn_q_part(const attn_problem &p, const attn_tensors &t, const kv_append_work &w, int64_t row,
-                            int64_t part) {
+__device__ __forceinline__ void turn_q_part(const attn_problem &p, const attn_tensors &t,
+                                            const kv_append_work &w, int64_t row, int64_t part) {
     const token k = token_at(p.packed_q ? t.cu_seqlens_q : NULL, p.batch, p.q_len, row);
     if (k.i < 0 || (p.has_seqused_q && k.i >= t.seqused_q[k.b])) return;
     const attn_append a = attn_append_at(&p, &t, k.b);
@@ -225,7 +231,8 @@ __device__ __forceinline__ void write_length(const attn_problem &p, const attn_t
 }
 
 template <int W>
-__device__ __forceinline__ void append(const attn_problem &p, const attn_tensors &t, const kv_append_work &w) {
+__device__ __forceinline__ void append(const attn_problem &p, const attn_tensors &t,
+                                       const kv_append_work &w) {
     const int64_t k_units = w.rows * w.k_parts, v_units = w.rows * w.v_parts, q_units = w.q_rows * w.q_parts;
     for (int64_t unit = blockIdx.x; unit < w.units; unit += gridDim.x) {
         int64_t u = unit, row;

@@ -1,23 +1,26 @@
-/* launch.h — what a CUDA kernel's record (the .c beside its .cu) needs: its embedded image, loading, launching.
+/* launch.h — what a CUDA kernel's record (the .c beside its .cu) needs:
+ * its embedded image, loading, launching.
  *
  *     ATTN_CUDA_IMAGE(flash_fwd_sm80);                      // the fatbin of src/cuda/flash_fwd_sm80.cu
- *     prepare(plan): attn_cuda_prepare(plan, 0, ATTN_CUDA_IMAGE_OF(flash_fwd_sm80), "flash_fwd_bf16_d128", smem)
+ *     prepare(plan): attn_cuda_prepare(plan, 0, ATTN_CUDA_IMAGE_OF(flash_fwd_sm80),
+ *                                      "flash_fwd_bf16_d128", smem)
  *     run(plan, tensors, workspace, stream):
  *         attn_cuda_grid grid = { .blocks = n, .threads = 128, .smem = smem };
  *         void *arguments[] = { &problem, &tensors, &workspace };             // one per parameter, by value
  *         return attn_cuda_launch(plan, 0, &grid, stream, arguments);
  *
- * attn_run has then already checked that the tensors live on the plan's device, and has made a context of that device
- * current (the caller's comes back afterwards). `run` must not allocate, copy or synchronise: it may be captured.
- * What the kernel must do itself: rows from seqused_q to q_rows get O = 0, LSE = -inf; no read outside a tensor for
- * any content of lengths and tables (attn_sequence_at clamps lengths, attn_kv_offset clamps page ids on the device). */
+ * attn_run has then already checked that the tensors live on the plan's device, and has made a context of
+ * that device current (the caller's comes back afterwards). `run` must not allocate, copy or synchronise:
+ * it may be captured. What the kernel must do itself: rows from seqused_q to q_rows get O = 0, LSE = -inf;
+ * no read outside a tensor for any content of lengths and tables (attn_sequence_at clamps lengths,
+ * attn_kv_offset clamps page ids on the device). */
 #ifndef ATTN_CUDA_LAUNCH_H
 #define ATTN_CUDA_LAUNCH_H
 #include "../kernel.h"
 #include "driver.h"
 
-/* Records: attn_kernel.isa of a CUDA kernel is the compute capability it needs, e.g. 80 = sm_80 and later (PTX), or
- * ATTN_CUDA_ONLY(90) = the sm_9x family alone (sm_90a cubin). */
+/* Records: attn_kernel.isa of a CUDA kernel is the compute capability it needs, e.g.
+ * 80 = sm_80 and later (PTX), or ATTN_CUDA_ONLY(90) = the sm_9x family alone (sm_90a cubin). */
 #define ATTN_CUDA_ONLY(capability) (0x1000u | (capability))
 
 #define ATTN_CUDA_IMAGE(stem) extern const unsigned char attn_image_##stem[], attn_image_##stem##_end[]
@@ -40,9 +43,9 @@ const attn_cuda_driver *attn_cuda(void);
 attn_status attn_cuda_device_read(int ordinal, attn_cuda_device *device);
 
 enum { ATTN_CUDA_SLOTS = 4 };
-/* Load entry `name` of an image for plan->cuda_device and put it into slot 0 .. ATTN_CUDA_SLOTS - 1 of the plan
- * (a plan with a second kernel, a merge say, uses two slots). smem: dynamic shared memory in bytes of its launches.
- * Images and entries are loaded once per process and device. */
+/* Load entry `name` of an image for plan->cuda_device and put it into slot 0 .. ATTN_CUDA_SLOTS - 1 of the
+ * plan (a plan with a second kernel, a merge say, uses two slots). smem: dynamic shared memory in bytes of
+ * its launches. Images and entries are loaded once per process and device. */
 attn_status attn_cuda_prepare(attn_plan *plan, int slot, const void *image, const char *name, int smem);
 
 typedef struct attn_cuda_grid {
@@ -58,16 +61,20 @@ typedef struct attn_cuda_grid {
 attn_status attn_cuda_launch(const attn_plan *plan, int slot, const attn_cuda_grid *grid, void *stream,
                              void **arguments);
 
-/* Fast kernels that load 16 bytes at a time: ATTN_INVALID with a message if q, k, v or o (or bias) isn't aligned so. */
+/* Fast kernels that load 16 bytes at a time: ATTN_INVALID with a message if q, k,
+ * v or o (or bias) isn't aligned so. */
 attn_status attn_cuda_aligned(const attn_problem *problem, const attn_tensors *tensors, int bytes);
 
 /* ---- for the core ---- */
 /* ATTN_OK, or why no CUDA plan can be made for this device. */
 attn_status attn_cuda_check_device(int ordinal);
-/* NULL, or why the device can't run kernels of this capability; the text lives as long as the thread's next call. */
+/* NULL, or why the device can't run kernels of this capability;
+ * the text lives as long as the thread's next call. */
 const char *attn_cuda_unavailable(unsigned capability, int ordinal);
-/* Check the tensors' place, make their context current, run the plan's kernel, put the caller's context back. */
+/* Check the tensors' place, make their context current, run the plan's kernel,
+ * put the caller's context back. */
 attn_status attn_cuda_run(const attn_plan *plan, const attn_tensors *tensors, void *workspace, void *stream);
 /* The same for attn_plan_schedule. */
-attn_status attn_cuda_schedule(const attn_plan *plan, const attn_tensors *lengths, void *schedule, void *stream);
+attn_status attn_cuda_schedule(const attn_plan *plan, const attn_tensors *lengths, void *schedule,
+                               void *stream);
 #endif

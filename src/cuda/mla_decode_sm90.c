@@ -1,5 +1,5 @@
-/* mla_decode_sm90.c — the record of mla_decode_sm90.cu: recognises multi-head latent attention with few queries, and
- * queues schedule, kernel and merge. */
+/* mla_decode_sm90.c — the record of mla_decode_sm90.cu: recognises multi-head latent attention with few
+ * queries, and queues schedule, kernel and merge. */
 #include "decode_merge.h"
 #include "launch.h"
 #include "mla_decode_sm90.h"
@@ -8,7 +8,8 @@
 ATTN_CUDA_IMAGE(mla_decode_sm90);
 
 enum { SLOT_MAIN, SLOT_SCHEDULE, SLOT_MERGE };      /* of plan->device_code */
-enum { PLAN_WORKERS, PLAN_EVEN };                   /* of plan->schedule; EVEN: blocks of each sequence, 0 = ragged */
+enum { PLAN_WORKERS, PLAN_EVEN };                   /* of plan->schedule; EVEN: blocks of each
+                                                       sequence, 0 = ragged */
 enum { MOST_QUERIES = 16, STRICT_BLOCKS = 32, OVERHEAD_BLOCKS = 2 };
 
 /* ---- arithmetic on the problem ---- */
@@ -43,8 +44,9 @@ static int64_t box_rows(const attn_problem *p) {
 }
 
 static attn_decode_shape shape_of(const attn_problem *p, int64_t workers, int splits) {
-    attn_decode_shape shape = { .batch = (int32_t)p->batch, .tiles = (int32_t)p->kv_heads, .block_keys = MLA_KEYS,
-                                .workers = (int32_t)workers, .overhead_blocks = OVERHEAD_BLOCKS, .least_blocks = 1 };
+    attn_decode_shape shape = { .batch = (int32_t)p->batch, .tiles = (int32_t)p->kv_heads,
+                                .block_keys = MLA_KEYS, .workers = (int32_t)workers,
+                                .overhead_blocks = OVERHEAD_BLOCKS, .least_blocks = 1 };
     shape.max_blocks = p->kv_len > 0 ? (int32_t)divide_up(p->kv_len, MLA_KEYS) : 1;
     if (splits > 0) shape.forced_splits = splits;
     else if (p->strict) shape.split_blocks = STRICT_BLOCKS;
@@ -54,14 +56,15 @@ static attn_decode_shape shape_of(const attn_problem *p, int64_t workers, int sp
 /* All sequences are equally long, as the problem says how long: their blocks. 0: lengths must be read. */
 static int64_t even_blocks(const attn_problem *p) {
     if (p->packed_q || p->packed_kv || p->has_seqused_q || p->has_seqused_kv || p->has_leftpad_kv) return 0;
-    attn_sequence s = { .q_len = p->q_len, .kv_len = p->kv_len, .shift = p->top_left ? 0 : p->kv_len - p->q_len };
+    attn_sequence s = { .q_len = p->q_len, .kv_len = p->kv_len,
+                        .shift = p->top_left ? 0 : p->kv_len - p->q_len };
     return attn_decode_blocks(attn_decode_span(p, &s), MLA_KEYS);
 }
 
 /* Sequence b is row b of Q and K. */
 static int is_plain(const attn_problem *p) {
-    return !p->packed_q && !p->packed_kv && !p->has_seqused_q && !p->has_leftpad_kv && !p->has_kv_batch_index &&
-           (p->page_size || p->kv_batch >= p->batch);
+    return !p->packed_q && !p->packed_kv && !p->has_seqused_q && !p->has_leftpad_kv &&
+           !p->has_kv_batch_index && (p->page_size || p->kv_batch >= p->batch);
 }
 
 /* ---- what can't be done ---- */
@@ -70,7 +73,8 @@ static int is_plain(const attn_problem *p) {
 static int stride_fits(attn_stride s, int64_t batch, int64_t seq, int64_t heads, int repeats) {
     const int64_t extents[] = { batch, seq, heads }, strides[] = { s.batch, s.seq, s.head };
     for (int i = 0; i < 3; i++)
-        if (extents[i] > 1 && (strides[i] % 8 || strides[i] < !repeats || strides[i] >= (int64_t)1 << 39)) return 0;
+        if (extents[i] > 1 && (strides[i] % 8 || strides[i] < !repeats || strides[i] >= (int64_t)1 << 39))
+            return 0;
     return 1;
 }
 
@@ -100,8 +104,10 @@ static const char *refuse(const attn_problem *p) {
 
 static const char *entry_of(const attn_problem *p) {
     static const char *const names[2][4] = {
-        { "mla_decode_f16_single", "mla_decode_f16_several", "mla_decode_f16_pair", "mla_decode_f16_pairs" },
-        { "mla_decode_bf16_single", "mla_decode_bf16_several", "mla_decode_bf16_pair", "mla_decode_bf16_pairs" } };
+        { "mla_decode_f16_single", "mla_decode_f16_several",
+          "mla_decode_f16_pair", "mla_decode_f16_pairs" },
+        { "mla_decode_bf16_single", "mla_decode_bf16_several",
+          "mla_decode_bf16_pair", "mla_decode_bf16_pairs" } };
     const int cluster = cluster_of(p);
     return names[p->dtype == ATTN_BF16][2 * (cluster - 1) + (tiles_of(p) > cluster)];
 }
@@ -146,10 +152,11 @@ static attn_status encode(cu_tensor_map *map, attn_dtype dtype, const void *at, 
         strides[i] = extents[i] > 1 ? (uint64_t)elements[i] * 2 : 16;
     }
     const cu_result result = driver->TensorMapEncodeTiled(
-        map, dtype == ATTN_BF16 ? CU_MAP_BF16 : CU_MAP_F16, 4, (void *)(uintptr_t)at, sizes, strides, box, ones,
-        CU_MAP_INTERLEAVE_NONE, CU_MAP_SWIZZLE_128B, CU_MAP_L2_128B, CU_MAP_FILL_ZEROS);
+        map, dtype == ATTN_BF16 ? CU_MAP_BF16 : CU_MAP_F16, 4, (void *)(uintptr_t)at, sizes, strides, box,
+        ones, CU_MAP_INTERLEAVE_NONE, CU_MAP_SWIZZLE_128B, CU_MAP_L2_128B, CU_MAP_FILL_ZEROS);
     if (!result) return ATTN_OK;
-    return attn_fail(ATTN_DEVICE_ERROR, "describing %s to the copy engine: %s", name, attn_cuda_error(driver, result));
+    return attn_fail(ATTN_DEVICE_ERROR, "describing %s to the copy engine: %s", name,
+                     attn_cuda_error(driver, result));
 }
 
 static attn_status encode_k(cu_tensor_map *map, const attn_problem *p, const attn_tensors *t) {
@@ -162,8 +169,8 @@ static attn_status encode_k(cu_tensor_map *map, const attn_problem *p, const att
     return encode(map, p->dtype, empty ? t->q : t->k, extents, elements, box, "k");
 }
 
-/* Row (query i, head h) of Q lies i * q_heads + h rows after the sequence's beginning: an item's rows are then evenly
- * spaced if it has one query or all the heads. */
+/* Row (query i, head h) of Q lies i * q_heads + h rows after the sequence's beginning:
+ * an item's rows are then evenly spaced if it has one query or all the heads. */
 static int q_even(const attn_problem *p) {
     const attn_stride s = p->q_stride;
     return s.head > 0 && (s.batch > 0 || p->batch == 1) && (p->q_len == 1 || p->kv_heads == 1) &&
@@ -171,7 +178,8 @@ static int q_even(const attn_problem *p) {
 }
 
 static attn_status encode_q(cu_tensor_map *map, const attn_problem *p, const attn_tensors *t) {
-    const int64_t extents[] = { (p->packed_q ? p->q_total : p->q_len) * p->q_heads, p->packed_q ? 1 : p->batch, 1 };
+    const int64_t extents[] = { (p->packed_q ? p->q_total : p->q_len) * p->q_heads,
+                                p->packed_q ? 1 : p->batch, 1 };
     const int64_t elements[] = { p->q_stride.head, p->q_stride.batch, 0 };
     const uint32_t box[4] = { 64, MLA_ROWS, 1, 1 };
     return encode(map, p->dtype, t->q, extents, elements, box, "q");
@@ -186,8 +194,8 @@ static attn_status launch_main(const attn_plan *plan, mla_decode_sm90_args *a, v
     const int cluster = cluster_of(&plan->problem);
     int64_t workers = a->shape.workers;
     if (!a->schedule) workers = (a->even.total - 1) / a->even.payload + 1;  /* those with work */
-    const attn_cuda_grid grid = { .blocks = a->tiles, .blocks_y = workers, .threads = MLA_THREADS, .smem = MLA_SMEM,
-                                  .cluster = cluster == 1 ? 0 : cluster, .overlap = 1 };
+    const attn_cuda_grid grid = { .blocks = a->tiles, .blocks_y = workers, .threads = MLA_THREADS,
+                                  .smem = MLA_SMEM, .cluster = cluster == 1 ? 0 : cluster, .overlap = 1 };
     void *arguments[] = { &map, &q_map, a };
     return attn_cuda_launch(plan, SLOT_MAIN, &grid, stream, arguments);
 }
@@ -210,9 +218,10 @@ static attn_status run(const attn_plan *plan, const attn_tensors *tensors, void 
         .problem = *p, .tensors = t, .scale_log2 = p->scale * 1.4426950408889634f,
         .shape = shape_of(p, plan->schedule[PLAN_WORKERS], plan->splits),
         .tiles = (int)tiles_of(p), .group = (int)(p->q_heads / p->kv_heads),
-        .by_group = divider_of(p->q_heads / p->kv_heads), .by_page = divider_of(p->page_size ? p->page_size : 1),
-        .plain = is_plain(p), .kv_rows = p->page_size && !p->pages ? 0 : (int)p->kv_len, .box_rows = (int)box_rows(p),
-        .q_even = q_even(p),
+        .by_group = divider_of(p->q_heads / p->kv_heads),
+        .by_page = divider_of(p->page_size ? p->page_size : 1),
+        .plain = is_plain(p), .kv_rows = p->page_size && !p->pages ? 0 : (int)p->kv_len,
+        .box_rows = (int)box_rows(p), .q_even = q_even(p),
         .cache_first = tiles_of(p) == 1 };
     a.hash = attn_decode_hash(&a.shape);
     char *parts = (char *)workspace + plan->schedule_bytes;
@@ -232,15 +241,15 @@ static attn_status run(const attn_plan *plan, const attn_tensors *tensors, void 
 
 const attn_kernel attn_mla_decode_sm90 = {
     .name = "mla_decode_sm90",
-    .summary = "multi-head latent attention decode for Hopper: split over the keys, K tiles shared by pairs of blocks, "
-               "two warpgroups in a seesaw",
+    .summary = "multi-head latent attention decode for Hopper: split over the keys, K tiles shared by pairs "
+               "of blocks, two warpgroups in a seesaw",
     .pass = ATTN_FORWARD,
     .device = ATTN_CUDA,
     .isa = ATTN_CUDA_ONLY(90),
     .dtypes = ATTN_DTYPE_BIT(ATTN_F16) | ATTN_DTYPE_BIT(ATTN_BF16),
-    .features = ATTN_NEEDS_CAUSAL | ATTN_NEEDS_SINKS | ATTN_NEEDS_PACKED | ATTN_NEEDS_SEQUSED | ATTN_NEEDS_LEFTPAD |
-                ATTN_NEEDS_KV_INDEX | ATTN_NEEDS_PAGES | ATTN_NEEDS_GQA | ATTN_NEEDS_V_DIM | ATTN_NEEDS_V_IN_K |
-                ATTN_NEEDS_STRICT,
+    .features = ATTN_NEEDS_CAUSAL | ATTN_NEEDS_SINKS | ATTN_NEEDS_PACKED | ATTN_NEEDS_SEQUSED |
+                ATTN_NEEDS_LEFTPAD | ATTN_NEEDS_KV_INDEX | ATTN_NEEDS_PAGES | ATTN_NEEDS_GQA |
+                ATTN_NEEDS_V_DIM | ATTN_NEEDS_V_IN_K | ATTN_NEEDS_STRICT,
     .refuse = refuse,
     .prepare = prepare,
     .schedule = schedule,

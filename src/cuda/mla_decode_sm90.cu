@@ -1,12 +1,14 @@
-/* mla_decode_sm90.cu — multi-head latent attention decode for Hopper: K rows of 576, V their first 512 columns, 64
- * (query, head) rows a block. One warpgroup feeds; two hold a half of O each and take turns at the K tiles' scores;
- * pairs of blocks share each K tile by multicast. docs/decode-and-mla.md explains the schedule. */
+/* mla_decode_sm90.cu — multi-head latent attention decode for Hopper: K rows of 576, V their first
+ * 512 columns, 64 (query, head) rows a block. One warpgroup feeds; two hold a half of O each and take
+ * turns at the K tiles' scores; pairs of blocks share each K tile by multicast.
+ * docs/decode-and-mla.md explains the schedule. */
 #include "mla_decode_sm90_feed.h"
 
 /* A consumer's place. */
 struct consumer {
     uint32_t base, record;      /* shared memory; record: of the part at hand */
-    int warpgroup;              /* 0 holds V's columns 0 .. 255 and takes the first K tile of a pair, 1 the rest */
+    int warpgroup;              /* 0 holds V's columns 0 .. 255 and takes the first K tile of a
+                                   pair, 1 the rest */
     int row;                    /* this thread's first row in the tile; the other is row + 8 */
     int high[2];                /* keys seen by both */
     int masked;                 /* from K tile number this on scores are masked */
@@ -16,14 +18,17 @@ struct consumer {
 
 /* K tiles of a part go in turns to buffer 0 and 1; warpgroup g computes the scores of those in buffer g. */
 ATTN_DEVICE uint32_t tile_at(const consumer &x, int buffer) { return x.base + AT_K + buffer * MLA_TILE; }
-ATTN_DEVICE uint32_t state_at(const consumer &x, int buffer) { return x.base + AT_STATE + buffer * MLA_STATE_BYTES; }
+ATTN_DEVICE uint32_t state_at(const consumer &x, int buffer) {
+    return x.base + AT_STATE + buffer * MLA_STATE_BYTES;
+}
 
 /* The two rows of a thread: maximum so far over all K tiles, c times it; this warpgroup's part of the sum. */
 struct softmax { float m[2], b[2], l[2]; };
 
 /* ---- scores and probabilities of this warpgroup's own K tiles ---- */
 
-/* The same value, but the compiler doesn't know: it would keep the 72 operand addresses of one use for the next. */
+/* The same value, but the compiler doesn't know:
+ * it would keep the 72 operand addresses of one use for the next. */
 ATTN_DEVICE uint64_t renewed(uint64_t descriptor) {
     asm volatile("" : "+l"(descriptor));
     return descriptor;
@@ -70,9 +75,11 @@ ATTN_DEVICE void mask_scores(const consumer &x, float (&s)[32], int block) {
         if (column + e / 4 * 8 + e % 2 >= x.high[e / 2 % 2]) s[e] = -INF;
 }
 
-/* New maxima. @return whether O and l are due `factor` (the same for a warp); both go to the K tile's state. A row
- * keeps its old maximum while the new one is less than 2^8 above: P stays below 2^8, the quotient is the same. */
-ATTN_DEVICE int update_maxima(const consumer &x, uint32_t state, const float (&s)[32], softmax &r, float (&factor)[2]) {
+/* New maxima. @return whether O and l are due `factor` (the same for a warp); both go to the K
+ * tile's state. A row keeps its old maximum while the new one is less than 2^8 above: P stays below
+ * 2^8, the quotient is the same. */
+ATTN_DEVICE int update_maxima(const consumer &x, uint32_t state, const float (&s)[32], softmax &r,
+                              float (&factor)[2]) {
     float m[2] = { r.m[0], r.m[1] };
 #pragma unroll
     for (int e = 0; e < 32; e += 4) {
@@ -95,11 +102,13 @@ ATTN_DEVICE int update_maxima(const consumer &x, uint32_t state, const float (&s
             }
         }
     }
-    if (threadIdx.x % 32 == 0) smem_store(state + STATE_RESCALE + threadIdx.x / 32 % 4 * 4, (uint32_t)rescale);
+    if (threadIdx.x % 32 == 0)
+        smem_store(state + STATE_RESCALE + threadIdx.x / 32 % 4 * 4, (uint32_t)rescale);
     return rescale;
 }
 
-/* s becomes P, in registers for this warpgroup's half of O and in the K tile's last chunk for the other one's. */
+/* s becomes P, in registers for this warpgroup's half of O and in the K tile's last
+ * chunk for the other one's. */
 template <int BF16, int BUFFER>
 ATTN_DEVICE void make_p(const consumer &x, float (&s)[32], softmax &r, uint32_t (&p)[16]) {
     const int lane = threadIdx.x & 31, row = threadIdx.x / 32 % 4 * 16 + (lane & 15);
@@ -115,8 +124,8 @@ ATTN_DEVICE void make_p(const consumer &x, float (&s)[32], softmax &r, uint32_t 
         }
 #pragma unroll
         for (int i = 4 * g; i < 4 * g + 4; i++) p[i] = pack16<BF16>(s[2 * i], s[2 * i + 1]);
-        smem_store_matrices(to + (((2 * g + (lane >> 4)) ^ (row & 7)) << 4), p[4 * g], p[4 * g + 1], p[4 * g + 2],
-                            p[4 * g + 3]);
+        smem_store_matrices(to + (((2 * g + (lane >> 4)) ^ (row & 7)) << 4), p[4 * g], p[4 * g + 1],
+                            p[4 * g + 2], p[4 * g + 3]);
     }
     async_proxy_fence();
     __syncwarp();
@@ -131,8 +140,8 @@ template <int BF16> ATTN_DEVICE uint32_t finite16(uint32_t x) {
     return x;
 }
 
-/* V of keys that not every row sees: P = 0 times NaN would be NaN. Keys out of use become 0, of the others what isn't
- * finite; the state then says so, and it is added to the rows that see it in the end. */
+/* V of keys that not every row sees: P = 0 times NaN would be NaN. Keys out of use become 0, of the others
+ * what isn't finite; the state then says so, and it is added to the rows that see it in the end. */
 template <int BF16, int BUFFER> ATTN_DEVICE void clean_values(const consumer &x, int block) {
     const uint32_t record = x.record;
     const int thread = threadIdx.x & 127, kv_len = PART(kv_len), first = block * MLA_KEYS;
@@ -144,21 +153,23 @@ template <int BF16, int BUFFER> ATTN_DEVICE void clean_values(const consumer &x,
         uint4 v = make_uint4(0, 0, 0, 0);
         if (first + r < kv_len) {
             const uint4 y = smem_load16(at);
-            v = make_uint4(finite16<BF16>(y.x), finite16<BF16>(y.y), finite16<BF16>(y.z), finite16<BF16>(y.w));
+            v = make_uint4(finite16<BF16>(y.x), finite16<BF16>(y.y), finite16<BF16>(y.z),
+                           finite16<BF16>(y.w));
             unclean |= (v.x != y.x) | (v.y != y.y) | (v.z != y.z) | (v.w != y.w);
         }
         smem_store16(at, v);
     }
     unclean = __any_sync(~0u, unclean);
-    if (thread % 32 == 0) smem_store(state_at(x, BUFFER) + STATE_UNCLEAN + thread / 32 * 4, (uint32_t)unclean);
+    if (thread % 32 == 0)
+        smem_store(state_at(x, BUFFER) + STATE_UNCLEAN + thread / 32 * 4, (uint32_t)unclean);
     async_proxy_fence();
     named_barrier_sync(1 + BUFFER, 128);
 }
 
 /* Scores to P of this warpgroup's K tile, number `block` of its sequence. @return as update_maxima. */
 template <int BF16, int BUFFER>
-ATTN_DEVICE int soften(const consumer &x, int block, float (&s)[32], softmax &r, uint32_t (&p)[16], float (&factor)[2],
-                       int &unclean) {
+ATTN_DEVICE int soften(const consumer &x, int block, float (&s)[32], softmax &r, uint32_t (&p)[16],
+                       float (&factor)[2], int &unclean) {
     const uint32_t state = state_at(x, BUFFER);
     if (block >= x.masked) {
         clean_values<BF16, BUFFER>(x, block);
@@ -193,7 +204,8 @@ ATTN_DEVICE void start_own(const consumer &x, float (&o)[128], uint32_t (&p)[16]
 
 /* The other warpgroup's tile: wait for its P; its maxima become ours. */
 template <int BUFFER>
-ATTN_DEVICE void adopt_other(consumer &x, int block, float (&o)[128], softmax &r, int accumulate, int &unclean) {
+ATTN_DEVICE void adopt_other(consumer &x, int block, float (&o)[128], softmax &r, int accumulate,
+                             int &unclean) {
     const uint32_t state = state_at(x, BUFFER);
     mbarrier_wait(x.base + P_FULL + 8 * BUFFER, x.other);
     x.other ^= 1;
@@ -225,7 +237,8 @@ ATTN_DEVICE void multiply_other(const consumer &x, float (&o)[128], int accumula
 }
 
 template <int BF16, int G, int BUFFER>
-ATTN_DEVICE void start_other(consumer &x, int block, float (&o)[128], softmax &r, int accumulate, int &unclean) {
+ATTN_DEVICE void start_other(consumer &x, int block, float (&o)[128], softmax &r, int accumulate,
+                             int &unclean) {
     adopt_other<BUFFER>(x, block, o, r, accumulate, unclean);
     multiply_other<BF16, G, BUFFER>(x, o, accumulate);
 }
@@ -245,7 +258,8 @@ ATTN_DEVICE void release_q(const consumer &x) {
 }
 
 /* Wait for the last batch on o, but not for PENDING later ones; give its tile back. */
-template <int CLUSTER, int G, int BUFFER, int PENDING> ATTN_DEVICE void finish(const consumer &x, float (&o)[128]) {
+template <int CLUSTER, int G, int BUFFER, int PENDING>
+ATTN_DEVICE void finish(const consumer &x, float (&o)[128]) {
     wgmma_wait<PENDING>();
     registers_pin(o);
     release_half<CLUSTER, G, BUFFER>(x);
@@ -323,7 +337,8 @@ ATTN_DEVICE void walk_second(consumer &x, int first, int blocks, float (&s)[32],
 /* ---- the end of a part ---- */
 
 /* What was cleaned out of V goes to the rows that see it. Rare. */
-template <int BF16> ATTN_DEVICE void add_unclean(const mla_decode_sm90_args &a, const consumer &x, float (&o)[128]) {
+template <int BF16>
+ATTN_DEVICE void add_unclean(const mla_decode_sm90_args &a, const consumer &x, float (&o)[128]) {
     const attn_problem &p = a.problem;
     const uint32_t record = x.record;
     attn_sequence s;
@@ -333,7 +348,8 @@ template <int BF16> ATTN_DEVICE void add_unclean(const mla_decode_sm90_args &a, 
 #pragma unroll 1
     for (int j = first; j < last; j++) {
         const uint32_t *v = (const uint32_t *)a.tensors.k +
-            (attn_kv_offset(&p, &s, p.k_stride, j, PART(head_kv)) + x.warpgroup * 256 + 2 * (threadIdx.x & 3)) / 2;
+            (attn_kv_offset(&p, &s, p.k_stride, j, PART(head_kv)) + x.warpgroup * 256 +
+             2 * (threadIdx.x & 3)) / 2;
 #pragma unroll
         for (int g = 0; g < 32; g++) {
             const uint32_t y = v[4 * g];
@@ -369,7 +385,9 @@ ATTN_DEVICE void close_rows(const mla_decode_sm90_args &a, const consumer &x, co
             below += exp2_fast(a.tensors.sinks[at.head] * LOG2E - r.b[i]);
         inverse[i] = empty ? 0.f : __frcp_rn(below);
         if (threadIdx.x % 4 || x.warpgroup || !at.written) continue;
-        if (slot >= 0) a.lse_part[((int64_t)slot * a.tiles + row_tile()) * MLA_ROWS + x.row + 8 * i] = empty ? -INF : lse;
+        if (slot >= 0)
+            a.lse_part[((int64_t)slot * a.tiles + row_tile()) * MLA_ROWS + x.row + 8 * i] =
+                empty ? -INF : lse;
         else if (a.tensors.lse) a.tensors.lse[at.lse] = empty ? -INF : lse * LN2;
     }
 }
@@ -388,12 +406,14 @@ template <int SECOND> ATTN_DEVICE void store_part_row(float (&o)[128], float *to
 #pragma unroll
     for (int g = 0; g < 32; g++) {
         const float *x = &o[4 * g + 2 * SECOND];
-        *(float2 *)(to + 8 * g) = inverse == 0.f ? make_float2(0.f, 0.f) : make_float2(x[0] * inverse, x[1] * inverse);
+        *(float2 *)(to + 8 * g) = inverse == 0.f ? make_float2(0.f, 0.f)
+                                                 : make_float2(x[0] * inverse, x[1] * inverse);
     }
 }
 
 template <int BF16>
-ATTN_DEVICE void store_o(const mla_decode_sm90_args &a, const consumer &x, float (&o)[128], const float (&inverse)[2]) {
+ATTN_DEVICE void store_o(const mla_decode_sm90_args &a, const consumer &x, float (&o)[128],
+                         const float (&inverse)[2]) {
     const uint32_t record = x.record;
     const int slot = PART(slot), columns = x.warpgroup * 256 + 2 * (threadIdx.x & 3);
     if (slot >= 0) {
@@ -411,8 +431,9 @@ ATTN_DEVICE void store_o(const mla_decode_sm90_args &a, const consumer &x, float
 
 /* ---- a consumer's life ---- */
 
-/* EAGER 2: a part's first scores of this warpgroup are started under the end of the part before. No wgmma may be conditional:
- * where a part has no tile for this warpgroup they run on what happens to be there, and nobody looks at them. */
+/* EAGER 2: a part's first scores of this warpgroup are started under the end of the part before. No wgmma
+ * may be conditional: where a part has no tile for this warpgroup they run on what happens to be there,
+ * and nobody looks at them. */
 template <int BF16, int G> ATTN_DEVICE void start_part(consumer &x, uint32_t record, float (&s)[32]) {
     const int blocks = PART(blocks);
     if (blocks > 0) mbarrier_wait(x.base + Q_FULL, x.q);
@@ -484,7 +505,8 @@ template <int CLUSTER> ATTN_DEVICE void make_barriers(uint32_t base) {
 }
 
 template <int CLUSTER>
-ATTN_DEVICE void feed(const mla_decode_sm90_args &a, const CUtensorMap *map, const CUtensorMap *q_map, uint32_t base) {
+ATTN_DEVICE void feed(const mla_decode_sm90_args &a, const CUtensorMap *map, const CUtensorMap *q_map,
+                      uint32_t base) {
     const int warp = threadIdx.x / 32;
     if (warp == 3) load_q(a, q_map, base);
     else if (threadIdx.x == 64) walk(a, base, blockIdx.y);
@@ -495,7 +517,8 @@ template <int BF16, int CLUSTER, int EAGER>
 ATTN_DEVICE void block(const mla_decode_sm90_args &a, const CUtensorMap *map, const CUtensorMap *q_map) {
     extern __shared__ uint8_t memory[];
     const uint32_t base = (smem_address(memory) + 1023) & ~1023u;
-    const int warpgroup = __shfl_sync(~0u, threadIdx.x / 128, 0);   /* tells the compiler that it is uniform */
+    /* Tells the compiler that it is uniform. */
+    const int warpgroup = __shfl_sync(~0u, threadIdx.x / 128, 0);
     if (threadIdx.x == 0) {
         make_barriers<CLUSTER>(base);
         tma_prefetch_map(map);

@@ -1,5 +1,5 @@
-/* mla_decode_sm90.h — what mla_decode_sm90.cu and its record agree on: sizes, shared memory, launch arguments.
- * docs/decode-and-mla.md explains the schedule. */
+/* mla_decode_sm90.h — what mla_decode_sm90.cu and its record agree on: sizes, shared memory,
+ * launch arguments. docs/decode-and-mla.md explains the schedule. */
 #ifndef ATTN_MLA_DECODE_SM90_H
 #define ATTN_MLA_DECODE_SM90_H
 #include "attn/attn.h"
@@ -9,7 +9,8 @@ enum {
     MLA_QK = 576, MLA_V = 512,          /* V is the first 512 columns of K */
     MLA_ROWS = 64,                      /* (query token, head) pairs of a block's tile */
     MLA_KEYS = 64,                      /* keys of a K tile */
-    MLA_CHUNK = 64 * 128,               /* bytes of 64 rows x 64 columns, the unit of copies and matrix operands */
+    MLA_CHUNK = 64 * 128,               /* bytes of 64 rows x 64 columns, the unit of copies and
+                                           matrix operands */
     MLA_CHUNKS = MLA_QK / 64,           /* 8 of K and V, the last of K alone; P takes the last one's place */
     MLA_TILE = MLA_CHUNKS * MLA_CHUNK,
     MLA_BUFFERS = 2,                    /* K tiles in shared memory */

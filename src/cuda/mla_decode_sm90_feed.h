@@ -1,5 +1,6 @@
-/* mla_decode_sm90_feed.h — the feeding warpgroup of mla_decode_sm90.cu: a walker turns the schedule into parts, two
- * copiers keep the K tiles full, a warp fetches Q. Also what all roles share: the map of shared memory, the records. */
+/* mla_decode_sm90_feed.h — the feeding warpgroup of mla_decode_sm90.cu: a walker turns the schedule into
+ * parts, two copiers keep the K tiles full, a warp fetches Q. Also what all roles share: the map of
+ * shared memory, the records. */
 #ifndef ATTN_MLA_DECODE_SM90_FEED_H
 #define ATTN_MLA_DECODE_SM90_FEED_H
 #include "mla_decode_sm90.h"
@@ -37,7 +38,8 @@ enum {
 };
 static_assert(BARRIERS_END <= AT_PARTS && STATE_UNCLEAN + 16 <= MLA_STATE_BYTES, "shared memory");
 
-/* Threads that release a record: all that read it (a lane for its warp would do, but racecheck doesn't follow that). */
+/* Threads that release a record: all that read it (a lane for its warp would do,
+ * but racecheck doesn't follow that). */
 enum { PART_READERS = 2 + 32 + 256 };
 
 /* A place in a ring of barriers: which one, and the parity of the phase waited for next. */
@@ -49,7 +51,8 @@ template <int SLOTS> ATTN_DEVICE void ring_next(ring &r) {
     }
 }
 
-/* Which 64 of an item's rows are this block's. Read where it is needed: there is no register to keep it in. */
+/* Which 64 of an item's rows are this block's. Read where it is needed:
+ * there is no register to keep it in. */
 ATTN_DEVICE int row_tile(void) {
     int tile;
     asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(tile));
@@ -59,7 +62,8 @@ ATTN_DEVICE int row_tile(void) {
 /* ---- parts ---- */
 
 struct part {
-    int blocks;                 /* K tiles; 0 = no row sees a key, -1 = no more parts, -2 = and the schedule is foreign */
+    int blocks;                 /* K tiles; 0 = no row sees a key, -1 = no more parts, -2 = and the
+                                   schedule is foreign */
     int first;                  /* number of the first one in its sequence */
     int seen_by_all;            /* keys from here on are not seen by every row of the tile */
     int kv_len, shift, q_len, q_rows, head_kv;
@@ -144,10 +148,11 @@ ATTN_DEVICE int enter_sequence(const mla_decode_sm90_args &a, int b, part &x, in
     return max(seen, 1);
 }
 
-/* No schedule in memory, nothing prescribed: of the line worker w has w * payload .. (w + 1) * payload - 1, and slot
- * 2 w + 1 for the part that begins an item, 2 w for one that goes on (decode_schedule.h). */
+/* No schedule in memory, nothing prescribed: of the line worker w has w * payload .. (w + 1) * payload - 1,
+ * and slot 2 w + 1 for the part that begins an item, 2 w for one that goes on (decode_schedule.h). */
 ATTN_DEVICE void walk_even(const mla_decode_sm90_args &a, uint32_t base, int worker, ring &slot, part &x) {
-    const int cost = a.even.cost, begin = worker * a.even.payload, end = min(begin + a.even.payload, a.even.total);
+    const int cost = a.even.cost, begin = worker * a.even.payload,
+              end = min(begin + a.even.payload, a.even.total);
     const int first = begin / cost;
     int b = a.shape.tiles == 1 ? first : first / a.shape.tiles;
     x.head_kv = first - b * a.shape.tiles;
@@ -225,8 +230,8 @@ ATTN_DEVICE box box_at(const mla_decode_sm90_args &a, uint32_t record, int block
     return x;
 }
 
-/* A copier: chunks first, first + CLUSTER, .. last - 1 of each K tile, in all blocks of the cluster; the cluster's other
- * block has those in between. */
+/* A copier: chunks first, first + CLUSTER, .. last - 1 of each K tile, in all blocks of the cluster;
+ * the cluster's other block has those in between. */
 struct copier {
     const CUtensorMap *map;
     uint64_t policy;            /* of L2 */
@@ -239,7 +244,8 @@ template <int CLUSTER> ATTN_DEVICE void copy_box(const copier &x, int row, box f
     for (int d = x.first; d < x.last; d += CLUSTER) {
         const uint32_t to = x.tile + d * MLA_CHUNK + row * 128, full = x.full + 8 * d;
         if (CLUSTER == 1) tma_load_policy(to, x.map, full, d * 64, x.head, from.seq, from.batch, x.policy);
-        else tma_load_multicast(to, x.map, full, d * 64, x.head, from.seq, from.batch, (1 << CLUSTER) - 1, x.policy);
+        else tma_load_multicast(to, x.map, full, d * 64, x.head, from.seq, from.batch,
+                                (1 << CLUSTER) - 1, x.policy);
     }
 }
 template <int CLUSTER> ATTN_DEVICE void prefetch_tile(const copier &x, box from) {
@@ -247,15 +253,17 @@ template <int CLUSTER> ATTN_DEVICE void prefetch_tile(const copier &x, box from)
     for (int d = x.first; d < x.last; d += CLUSTER) tma_prefetch(x.map, d * 64, x.head, from.seq, from.batch);
 }
 
-/* Pairs bring K tiles to L2 this many ahead of their copy: giving a buffer back and its new contents' arrival lie on
- * the critical path, and L2 is nearer than memory. A block by itself waits for memory as such: there it costs 8 %. */
+/* Pairs bring K tiles to L2 this many ahead of their copy: giving a buffer back and its new contents'
+ * arrival lie on the critical path, and L2 is nearer than memory. A block by itself waits for memory as
+ * such: there it costs 8 %. */
 enum { MLA_AHEAD = 1 };
 
 /* The K tiles of a part: boxes are looked up, pages and all, MLA_AHEAD tiles before they are copied. */
 template <int CLUSTER>
 ATTN_DEVICE void copy_part(const mla_decode_sm90_args &a, copier &x, uint32_t base, uint32_t record, int half,
                            uint32_t &parities) {
-    const int blocks = PART(blocks), begin = PART(first), whole = a.box_rows == MLA_KEYS, first = half ? 4 : 0;
+    const int blocks = PART(blocks), begin = PART(first), whole = a.box_rows == MLA_KEYS,
+              first = half ? 4 : 0;
     box ahead[MLA_AHEAD + 1] = {};
 #pragma unroll 1
     for (int n = -MLA_AHEAD; n < blocks; n++) {
@@ -287,7 +295,8 @@ ATTN_DEVICE void copy_keys(const mla_decode_sm90_args &a, const CUtensorMap *map
     ring slot = { 0, 0 };
     uint32_t parities = 3;          /* bit b: of the phase of buffer b that is waited for next */
     copier x;
-    x.map = map, x.policy = a.cache_first ? tma_cache_policy<TMA_CACHE_FIRST>() : tma_cache_policy<TMA_CACHE_NORMAL>();
+    x.map = map,
+    x.policy = a.cache_first ? tma_cache_policy<TMA_CACHE_FIRST>() : tma_cache_policy<TMA_CACHE_NORMAL>();
     x.first = (half ? 4 : 0) + (CLUSTER == 1 ? 0 : (int)cluster_rank()), x.last = half ? MLA_CHUNKS : 4;
     for (;;) {
         const uint32_t record = next_part(base, slot);
@@ -326,13 +335,15 @@ ATTN_DEVICE void gather_rows(const mla_decode_sm90_args &a, uint32_t base, uint3
 }
 
 /* q_map: rows of 576 numbers from the tensor's beginning on, 64 a box. */
-ATTN_DEVICE void copy_rows(const mla_decode_sm90_args &a, const CUtensorMap *q_map, uint32_t base, uint32_t record) {
+ATTN_DEVICE void copy_rows(const mla_decode_sm90_args &a, const CUtensorMap *q_map, uint32_t base,
+                           uint32_t record) {
     const int heads = (int)a.problem.q_heads;
     const int row = PART(q_first) * heads + PART(head_kv) * a.group + row_tile() * MLA_ROWS;
     mbarrier_arrive_expect(base + Q_FULL, MLA_TILE);
 #pragma unroll 1
     for (int d = 0; d < MLA_CHUNKS; d++)
-        tma_load<TMA_CACHE_NORMAL>(base + AT_Q + d * MLA_CHUNK, q_map, base + Q_FULL, d * 64, row, PART(q_batch), 0);
+        tma_load<TMA_CACHE_NORMAL>(base + AT_Q + d * MLA_CHUNK, q_map, base + Q_FULL, d * 64, row,
+                                   PART(q_batch), 0);
 }
 
 /* The answer to a schedule made for another plan. */

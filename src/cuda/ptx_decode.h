@@ -3,8 +3,8 @@
 #define ATTN_PTX_DECODE_H
 #include <stdint.h>
 
-/* Programmatic dependent launch (attn_cuda_grid.overlap). Only the sm_90 images know it: launches ask for the overlap
- * on devices of that family alone, because nothing would wait in an older image. */
+/* Programmatic dependent launch (attn_cuda_grid.overlap). Only the sm_90 images know it: launches ask for
+ * the overlap on devices of that family alone, because nothing would wait in an older image. */
 
 /* Block until the kernels queued before have ended and their writes can be seen. */
 static __device__ __forceinline__ void wait_for_earlier_kernels(void) {
@@ -31,8 +31,8 @@ static __device__ __forceinline__ uint64_t cache_policy_normal(void) {
     return policy;
 }
 /* copy_async_16 of ptx_sm80.h with a policy. */
-static __device__ __forceinline__ void copy_async_16_policy(uint32_t to_smem, const void *from, uint32_t bytes,
-                                                            uint64_t policy) {
+static __device__ __forceinline__ void copy_async_16_policy(uint32_t to_smem, const void *from,
+                                                            uint32_t bytes, uint64_t policy) {
     asm volatile("cp.async.cg.shared.global.L2::cache_hint.L2::128B [%0], [%1], 16, %2, %3;"
                  :: "r"(to_smem), "l"(__cvta_generic_to_global(from)), "r"(bytes), "l"(policy) : "memory");
 }

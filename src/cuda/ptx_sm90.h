@@ -53,7 +53,8 @@ __device__ unsigned attn_hang[4]; /* of the wait that gave up: barrier, parity, 
 ATTN_DEVICE void mbarrier_init(uint32_t barrier, uint32_t arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" :: "r"(barrier), "r"(arrivals) : "memory");
 }
-/* By the thread that initialised, before the block barrier that lets others (the copy engine too) use them. */
+/* By the thread that initialised, before the block barrier that lets others (the copy
+ * engine too) use them. */
 ATTN_DEVICE void mbarrier_init_fence(void) {
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }

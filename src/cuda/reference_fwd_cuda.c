@@ -24,7 +24,8 @@ static attn_status prepare(attn_plan *plan) {
 static attn_status run(const attn_plan *plan, const attn_tensors *t, void *workspace, void *stream) {
     const attn_problem *p = &plan->problem;
     (void)workspace;
-    const int64_t blocks = (p->batch * p->q_heads * p->q_len + WARPS - 1) / WARPS;   /* the kernel strides beyond */
+    /* The kernel strides beyond. */
+    const int64_t blocks = (p->batch * p->q_heads * p->q_len + WARPS - 1) / WARPS;
     const attn_cuda_grid grid = { .blocks = blocks < INT32_MAX ? blocks : INT32_MAX, .threads = 32 * WARPS,
                                   .smem = smem_bytes(p) };
     void *arguments[] = { (void *)(uintptr_t)p, (void *)(uintptr_t)t };
@@ -32,7 +33,8 @@ static attn_status run(const attn_plan *plan, const attn_tensors *t, void *works
 }
 
 const attn_kernel attn_reference_fwd_cuda = {
-    .name = "reference_fwd_cuda", .summary = "one warp a row, online softmax in f32, every option; the GPU fallback",
-    .pass = ATTN_FORWARD, .device = ATTN_CUDA, .isa = 80, .dtypes = ATTN_DTYPE_BITS_ALL, .features = ATTN_NEEDS_ALL,
-    .refuse = refuse, .prepare = prepare, .run = run,
+    .name = "reference_fwd_cuda",
+    .summary = "one warp a row, online softmax in f32, every option; the GPU fallback",
+    .pass = ATTN_FORWARD, .device = ATTN_CUDA, .isa = 80, .dtypes = ATTN_DTYPE_BITS_ALL,
+    .features = ATTN_NEEDS_ALL, .refuse = refuse, .prepare = prepare, .run = run,
 };

@@ -1,5 +1,5 @@
-/* reference_fwd_cuda.cu — the definition on the GPU, every option: one warp per (batch, head, query), keys in groups
- * of 32, online softmax in f32. Simple before fast; computes all that the fast kernels refuse. */
+/* reference_fwd_cuda.cu — the definition on the GPU, every option: one warp per (batch, head, query), keys in
+ * groups of 32, online softmax in f32. Simple before fast; computes all that the fast kernels refuse. */
 #include "../sequence.h"
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -14,10 +14,12 @@ template <int DTYPE> __device__ __forceinline__ float load(const void *x, int64_
 }
 
 __device__ __forceinline__ float load_any(const void *x, attn_dtype dtype, int64_t i) {
-    return dtype == ATTN_F32 ? load<ATTN_F32>(x, i) : dtype == ATTN_F16 ? load<ATTN_F16>(x, i) : load<ATTN_BF16>(x, i);
+    return dtype == ATTN_F32 ? load<ATTN_F32>(x, i)
+         : dtype == ATTN_F16 ? load<ATTN_F16>(x, i) : load<ATTN_BF16>(x, i);
 }
 
-template <int DTYPE> __device__ __forceinline__ void store(void *x, attn_dtype dtype, int64_t i, float value) {
+template <int DTYPE>
+__device__ __forceinline__ void store(void *x, attn_dtype dtype, int64_t i, float value) {
     if (dtype == ATTN_F32) ((float *)x)[i] = value;
     else if (DTYPE == ATTN_F16) ((__half *)x)[i] = __float2half_rn(value);
     else ((__nv_bfloat16 *)x)[i] = __float2bfloat16_rn(value);
@@ -28,7 +30,8 @@ __device__ __forceinline__ float warp_sum(float x) {
     return x;
 }
 
-__device__ __forceinline__ float warp_max(float x) {   /* fmaxf drops NaN: a NaN score comes back through exp */
+__device__ __forceinline__ float warp_max(float x) {   /* fmaxf drops NaN: a NaN score comes
+                                                          back through exp */
     for (int step = 16; step; step >>= 1) x = fmaxf(x, __shfl_xor_sync(ALL, x, step));
     return x;
 }
@@ -51,17 +54,20 @@ __device__ bool masked(const attn_problem &p, const attn_tensors &t, const row_s
 
 /* q . k of one key, by the whole warp; every lane gets it. */
 template <int DTYPE>
-__device__ __forceinline__ float dot(const attn_problem &p, const attn_tensors &t, const row_state &r, int64_t j) {
+__device__ __forceinline__ float dot(const attn_problem &p, const attn_tensors &t, const row_state &r,
+                                     int64_t j) {
     const int64_t k = attn_kv_offset(&p, &r.s, p.k_stride, j, r.kv_head);
     float sum = 0;
     for (int64_t d = r.lane; d < p.qk_dim; d += 32) sum += r.q_smem[d] * load<DTYPE>(t.k, k + d);
     return warp_sum(sum);
 }
 
-__device__ float finish_score(const attn_problem &p, const attn_tensors &t, const row_state &r, int64_t j, float x) {
+__device__ float finish_score(const attn_problem &p, const attn_tensors &t, const row_state &r, int64_t j,
+                              float x) {
     x *= p.scale;
     if (p.softcap > 0) x = p.softcap * tanhf(x / p.softcap);
-    if (p.bias_dtype) x += load_any(t.bias, p.bias_dtype, attn_score_offset(&r.s, p.bias_stride, r.h, r.i, j));
+    if (p.bias_dtype)
+        x += load_any(t.bias, p.bias_dtype, attn_score_offset(&r.s, p.bias_stride, r.h, r.i, j));
     if (p.alibi) x -= attn_slope(&p, &t, r.s.b, r.h) * fabsf((float)(r.i + r.s.shift - j));
     return attn_page_valid(&p, &r.s, j) ? x : NAN;
 }
@@ -87,7 +93,8 @@ __device__ void step(const attn_problem &p, const attn_tensors &t, row_state &r,
         if (seen >> n & 1) {
             const float probability = __shfl_sync(ALL, weight, n);
             const int64_t v = attn_kv_offset(&p, &r.s, p.v_stride, first + n, r.kv_head);
-            for (int64_t d = r.lane; d < p.v_dim; d += 32) r.o_smem[d] += probability * load<DTYPE>(t.v, v + d);
+            for (int64_t d = r.lane; d < p.v_dim; d += 32)
+                r.o_smem[d] += probability * load<DTYPE>(t.v, v + d);
         }
 }
 
@@ -100,7 +107,8 @@ template <int DTYPE> __device__ void write(const attn_problem &p, const attn_ten
     if (t.lse && !r.lane) t.lse[attn_lse_offset(&p, &r.s, r.i, r.h)] = r.l == 0 ? -INFINITY : r.m + logf(r.l);
 }
 
-template <int DTYPE> __device__ void row(const attn_problem &p, const attn_tensors &t, int64_t item, float *smem) {
+template <int DTYPE>
+__device__ void row(const attn_problem &p, const attn_tensors &t, int64_t item, float *smem) {
     row_state r;
     r.lane = (int)threadIdx.x & 31;
     r.i = item % p.q_len;
@@ -133,7 +141,9 @@ template <int DTYPE> __device__ void rows(const attn_problem &p, const attn_tens
 
 #define ENTRY(name, dtype) \
     extern "C" __global__ void __launch_bounds__(32 * WARPS) \
-    name(const __grid_constant__ attn_problem p, const __grid_constant__ attn_tensors t) { rows<dtype>(p, t); }
+    name(const __grid_constant__ attn_problem p, const __grid_constant__ attn_tensors t) { \
+        rows<dtype>(p, t); \
+    }
 ENTRY(reference_fwd_f32, ATTN_F32)
 ENTRY(reference_fwd_f16, ATTN_F16)
 ENTRY(reference_fwd_bf16, ATTN_BF16)
