@@ -23,9 +23,11 @@ if(ATTN_BUILD_CLI)
     if(Python3_FOUND)
         add_test(NAME tile_ring COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/test_tile_ring.py)
         add_test(NAME cli COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/test_cli.py $<TARGET_FILE:attn_cli>)
+        add_test(NAME cli_usage COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/test_cli_usage.py
+            $<TARGET_FILE:attn_cli>)
         add_test(NAME cli_cache COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/test_cli_cache.py
             $<TARGET_FILE:attn_cli>)
-        set_tests_properties(cli cli_cache PROPERTIES TIMEOUT 300)
+        set_tests_properties(cli cli_usage cli_cache PROPERTIES TIMEOUT 300)
         if(NOT ATTN_SANITIZE AND NOT CMAKE_C_FLAGS MATCHES coverage)   # those allocate for themselves
             add_library(fail_malloc SHARED fail_malloc.c)
             set_target_properties(fail_malloc PROPERTIES C_EXTENSIONS OFF)

@@ -245,7 +245,7 @@ ATTN_INLINE int32_t attn_decode_item_parts(const attn_decode_shape *shape, const
     const int32_t blocks = attn_decode_line_blocks(line, b);
     if (!attn_decode_balances(shape))
         return attn_decode_divide_up(blocks, attn_decode_split_blocks(shape, blocks));
-    const int32_t start = attn_decode_line_start(shape, line, b, t), 
+    const int32_t start = attn_decode_line_start(shape, line, b, t),
                   end = start + attn_decode_line_cost(shape, line, blocks);
     return 1 + (end - 1) / line->payload - attn_decode_cuts_before(shape, line, start);
 }
