@@ -1,5 +1,6 @@
 /* test_cuda_decode.c — decoding on a real device, beyond test_kernels.c: forced splits, all page sizes, block
- * edges; bit for bit: paged = contiguous, strict = alone, a schedule made before = one made in the run. */
+ * edges; bit for bit: paged = contiguous, strict = alone, a schedule made before = one made in the run, queued
+ * behind others = alone. */
 #include "cuda_device.h"
 #include <math.h>
 
@@ -334,12 +335,72 @@ static void test_schedule(void **state) {
     printf("schedules shared: %d kernels\n", schedules);
 }
 
+/* ---- runs behind each other ---- */
+
+enum { QUEUED = 12, VARIANTS = 4 };
+
+/* Each with other lengths, the schedule made in the workspace, or by attn_plan_schedule in the same memory:
+ * what a kernel has read before those before it ended must not show. */
+static int queue_runs(const char *kernel, const form *f, int64_t page_size, int given) {
+    static const int32_t variants[VARIANTS][BATCH] = {
+        { KEYS, 333, 700 }, { 5, KEYS, 64 }, { 0, 1, KEYS }, { 700, 0, 333 } };
+    static uint16_t expected[VARIANTS][BATCH * O_MOST], o[BATCH * O_MOST];
+    const check_memory memory = check_gpu_memory(gpu);
+    const size_t bytes = BATCH * o_count(f) * 2;
+    attn_problem p = cache_problem(f);
+    attn_tensors t = tensors_of_store();
+    p.page_size = page_size;
+    if (page_size) p.pages = BATCH * KEYS / page_size, p.block_table_cols = KEYS / page_size;
+    attn_plan *plan = plan_of(kernel, &p, 0);
+    if (!plan || !attn_plan_schedule_size(plan)) {
+        attn_plan_destroy(plan);
+        return 0;
+    }
+    char *lengths = make(sizeof variants), *outputs = make(QUEUED * bytes);
+    put(lengths, variants, sizeof variants);
+    for (int v = 0; v < VARIANTS; v++) {
+        t.seqused_kv = (int32_t *)(void *)lengths + v * BATCH;
+        assert_int_equal(attend(kernel, &p, &t, expected[v]), 1);
+    }
+    for (int i = 0; i < QUEUED; i++) {
+        t.seqused_kv = (int32_t *)(void *)lengths + i % VARIANTS * BATCH, t.o = outputs + (size_t)i * bytes;
+        if (given) assert_int_equal(attn_plan_schedule(plan, &t, store.schedule, NULL), ATTN_OK);
+        t.schedule = given ? store.schedule : NULL;
+        assert_int_equal(attn_run(plan, &t, store.workspace, NULL), ATTN_OK);
+    }
+    finish();
+    for (int i = 0; i < QUEUED; i++) {
+        get(o, outputs + (size_t)i * bytes, bytes);
+        assert_memory_equal(o, expected[i % VARIANTS], bytes);
+    }
+    memory.free(memory.context, lengths);
+    memory.free(memory.context, outputs);
+    attn_plan_destroy(plan);
+    return QUEUED;
+}
+
+static void test_queue(void **state) {
+    (void)state;
+    NEED_DEVICE;
+    static int32_t table[BATCH * KEYS];
+    int runs = 0;
+    open_store();
+    for (int n = 0; n < kernel_count * FORMS; n++) {
+        const form *f = &forms[n % FORMS];
+        for (int which = 0; which < 2; which++) shuffle(f, 64, which, table);
+        put(store.table, table, BATCH * KEYS / 64 * 4);
+        for (int i = 0; i < 8; i++) runs += queue_runs(kernels[n / FORMS], f, i & 1 ? 64 : 0, i >> 1 & 1);
+    }
+    close_store();
+    printf("queued with other lengths, bit by bit: %d\n", runs);
+}
+
 int main(void) {
     setvbuf(stdout, NULL, _IOLBF, 0);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_splits), cmocka_unit_test(test_mla), cmocka_unit_test(test_empty),
         cmocka_unit_test(test_edges), cmocka_unit_test(test_paged),
-        cmocka_unit_test(test_strict), cmocka_unit_test(test_schedule),
+        cmocka_unit_test(test_strict), cmocka_unit_test(test_schedule), cmocka_unit_test(test_queue),
     };
     return cmocka_run_group_tests_name("cuda_decode", tests, open_device, close_device);
 }

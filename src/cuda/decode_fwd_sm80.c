@@ -52,6 +52,12 @@ static const tile *tile_of(const attn_problem *p) {
     return best;
 }
 
+/* Where a sequence's keys are follows from its number, kv_len and the block table. */
+static int is_plain(const attn_problem *p) {
+    return !p->packed_q && !p->packed_kv && !p->has_seqused_q && !p->has_leftpad_kv &&
+           !p->has_kv_batch_index && (p->page_size || p->kv_batch >= p->batch);
+}
+
 /* Nothing on the device decides about lengths: the schedule is known when planning. */
 static int is_even(const attn_problem *p) {
     return !p->packed_q && !p->packed_kv && !p->has_seqused_q && !p->has_seqused_kv && !p->has_leftpad_kv;
@@ -225,6 +231,7 @@ static attn_status run(const attn_plan *plan, const attn_tensors *t, void *works
     }
     status = find_schedule(plan, &args, t, workspace, stream);
     if (status) return status;
+    args.guesses = args.schedule && plan->schedule[OVERLAP] && is_plain(p);
     const attn_cuda_grid grid = { .blocks = workers, .threads = (int)plan->schedule[WARPS] * 32,
                                   .smem = smem_of(chosen, plan->schedule[WARPS], plan->schedule[STAGES]),
                                   .overlap = (int)plan->schedule[OVERLAP] };

@@ -2,197 +2,16 @@
  * from sm_80 on. The idea: all query heads of a K/V head are rows of one tile, so that K and V are read
  * once; every warp streams its own keys through its own ring without waiting for the others, and the
  * warps' sums meet once per part. */
-#include "decode_fwd_sm80.h"
-#include "flash_rows_sm80.h"
-#include "ptx_decode.h"
+#include "decode_fwd_sm80_feed.h"
 #include <float.h>
 
 /* A row's maximum is raised only when it has grown by more than 2^8, as in flash_fwd_sm80.cu. */
 static constexpr float max_growth = 8;
-static constexpr int KEYS = DECODE_FWD_SM80_KEYS;       /* of a warp's step */
-static constexpr int ITEMS = 3;         /* known at once: the one before, this one, the next */
 static constexpr int PASS_ROWS = DECODE_FWD_SM80_PASS_ROWS;
 /* -0 in P: not a probability, the row doesn't see the key. */
 static constexpr uint32_t hidden_pair = 0x80008000u;
 
-/* ---- an item, in shared memory ---- */
-
-typedef struct decode_item {
-    block_rows rows;            /* block_row: the first packed row */
-    attn_decode_slots slots;
-    const uint16_t *k, *v;      /* of key 0, or of page 0 */
-    int valid_rows;             /* packed rows of the tile that exist */
-    int high;                   /* no row of the tile sees keys from here on */
-    int full_low, full_high;    /* keys that all its rows see */
-    int first_key;              /* of the item's block 0 */
-    /* what this worker does of it, in blocks */
-    int block, last, part, length;
-    int first_step, end_step;   /* those of block .. last - 1 that a row sees */
-} decode_item;
-
-/* What a block knows about item `index`; by one thread. */
-PTX_INLINE void open_item(decode_item &item, const decode_fwd_args &a, const attn_decode_work &work,
-                          int index, int tile_rows) {
-    block_rows &rows = item.rows;
-    attn_decode_slots slots;                /* asked for first: memory answers while the rest is computed */
-    if (a.schedule) slots = attn_decode_slots_of(&a.shape, a.schedule, index);
-    else slots = attn_decode_even_slots(&a.shape, &a.even, index);
-    const int shift = a.block_shift, b = index / a.shape.tiles, tile = index - b * a.shape.tiles;
-    const int m = a.m_tiles == 1 ? 0 : tile % a.m_tiles;
-    rows.s = attn_sequence_at(&a.p, &a.t, b);
-    rows.kv_head = a.m_tiles == 1 ? tile : tile / a.m_tiles;
-    rows.block_row = m * tile_rows;
-    rows.q_len = (int)rows.s.q_len, rows.kv_len = (int)rows.s.kv_len, rows.q_rows = (int)rows.s.q_rows;
-    const int64_t right = a.p.causal ? 0 : a.p.window_right;
-    rows.high_offset = right < 0 ? 1 << 30 : clamp_offset(rows.s.shift + right + 1);
-    rows.low_offset = a.p.window_left < 0 ? -(1 << 30) : clamp_offset(rows.s.shift - a.p.window_left);
-    item.valid_rows = min(max(rows.q_rows * a.group - rows.block_row, 0), tile_rows);
-    /* attn_decode_span in 32 bits */
-    const int span_low = rows.q_len > 0 ? min(row_low(rows, 0), rows.kv_len) : 0;
-    const int span_high = rows.q_len > 0 ? max(row_high(rows, rows.q_len - 1), span_low) : 0;
-    const int low_block = span_low >> shift;
-    int blocks = span_high > span_low ? (span_high - 1 >> shift) - low_block + 1 : 1;
-    if (!a.schedule) blocks = a.even.blocks;
-    const int first = m ? rows.block_row / a.group : 0,
-              last = min((rows.block_row + tile_rows - 1) / a.group, rows.q_len - 1);
-    const int low = row_low(rows, first);
-    item.high = first <= last ? max(row_high(rows, last), 0) : 0;
-    item.full_low = row_low(rows, last), item.full_high = row_high(rows, first);
-    item.first_key = low_block << shift;
-    item.block = index == work.first_item ? work.first_block : 0;
-    item.part = index == work.first_item ? work.first_part : 0;
-    item.last = index == work.last_item ? work.last_block : blocks;
-    item.length = attn_decode_split_blocks(&a.shape, blocks);
-    item.first_step = max(item.block, (low >> shift) - low_block);
-    item.end_step = item.high > low ? min(item.last, (item.high - 1 >> shift) + 1 - low_block)
-                                    : item.first_step;
-    const attn_stride ks = a.p.k_stride, vs = a.p.v_stride;
-    item.k = (const uint16_t *)a.t.k + rows.kv_head * ks.head;
-    item.v = (const uint16_t *)a.t.v + rows.kv_head * vs.head;
-    if (!rows.s.pages) {
-        item.k += rows.s.kv_batch * ks.batch + rows.s.kv_first * ks.seq;
-        item.v += rows.s.kv_batch * vs.batch + rows.s.kv_first * vs.seq;
-    }
-    item.slots = slots;
-}
-
-/* ---- shared memory tiles: rows of DIM elements, 16-byte chunks permuted so that 8 rows of a column
- * of chunks lie in different banks ---- */
-
-template <int DIM> PTX_INLINE uint32_t tile_offset(int row, int chunk) {
-    return (uint32_t)(row * DIM * 2 + ((chunk ^ (row & 7)) << 4));
-}
-/* Columns 16 * pair .. + 15 for a lane whose row and half `lane_smem` = tile_offset(row, half) names. */
-PTX_INLINE uint32_t fragment(uint32_t lane_smem, int pair) {
-    return (lane_smem ^ (uint32_t)(pair % 4 << 5)) + (uint32_t)(pair / 4 * 128);
-}
-
-/* ---- a warp's feed of K and V ---- */
-
-/* What a warp asks for next: it runs ahead of the sums, over the end of an item into the next one. */
-typedef struct feed {
-    uint32_t ring_smem;         /* the warp's first stage */
-    int index, step, end;       /* item of the stretch, its next step, the end of its steps */
-    int page;                   /* of the next step, looked up one step early */
-    int slot, asked;            /* stage that the next step goes to; steps asked for in all */
-    uint64_t policy;            /* of L2 */
-} feed;
-
-/* Element offset between page 0's first row and key j's, of K or of V. */
-PTX_INLINE int64_t key_offset(const decode_fwd_args &a, const decode_item &item, attn_stride stride, int j) {
-    const uint32_t page_size = (uint32_t)a.p.page_size, index = (uint32_t)j / page_size;
-    const int page = item.rows.s.pages[index];
-    return (page >= 0 && page < a.p.pages ? page : 0) * stride.batch + (j - index * page_size) * stride.seq;
-}
-/* Which page of the sequence key j is in; sizes that are powers of two have a shift. */
-PTX_INLINE uint32_t page_index(const decode_fwd_args &a, int j) {
-    return a.page_shift >= 0 ? (uint32_t)j >> a.page_shift : (uint32_t)j / (uint32_t)a.p.page_size;
-}
-PTX_INLINE int page_of_step(const decode_fwd_args &a, const decode_item &item, int key) {
-    if (!item.rows.s.pages || a.by_row || key >= item.high) return 0;
-    const int page = item.rows.s.pages[page_index(a, key)];
-    return page >= 0 && page < a.p.pages ? page : 0;
-}
-
-/* KEYS rows from `key` on into a tile; rows from item.high and columns from `dim` on become zeros. */
-template <int DIM>
-PTX_INLINE void load_tile(const decode_fwd_args &a, const decode_item &item, const feed &f,
-                          uint32_t tile_smem, const uint16_t *from, attn_stride stride, int key, int dim) {
-    const int chunks = DIM / 8, lane = recompute((int)threadIdx.x) % 32, valid = item.high - key;
-    if (a.by_row) {
-#pragma unroll 1
-        for (int n = 0; n < KEYS * chunks / 32; n++) {
-            const int i = n * 32 + lane, row = i / chunks, chunk = i % chunks,
-                      reads = row < valid && chunk * 8 < dim;
-            copy_async_16(tile_smem + tile_offset<DIM>(row, chunk),
-                          from + (reads ? key_offset(a, item, stride, key + row) + chunk * 8 : 0),
-                          reads ? 16 : 0);
-        }
-        return;
-    }
-    from += item.rows.s.pages
-                ? f.page * stride.batch + (key - (int)page_index(a, key) * (int)a.p.page_size) * stride.seq
-                : key * stride.seq;
-    if (32 % chunks == 0 && __builtin_expect(valid >= KEYS, 1)) {   /* a lane keeps its column of chunks */
-        const int chunk = lane % chunks, first = lane / chunks, step = 32 / chunks,
-                  bytes = chunk * 8 < dim ? 16 : 0;
-        const uint16_t *source = from + first * stride.seq + chunk * 8;
-#pragma unroll
-        for (int n = 0; n < KEYS / step; n++, source += step * stride.seq)
-            copy_async_16_policy(tile_smem + tile_offset<DIM>(first + n * step, chunk), source, bytes,
-                                 f.policy);
-    } else {
-#pragma unroll 2
-        for (int n = 0; n < KEYS * chunks / 32; n++) {
-            const int i = n * 32 + lane, row = i / chunks, chunk = i % chunks;
-            copy_async_16_policy(tile_smem + tile_offset<DIM>(row, chunk),
-                                 from + row * stride.seq + chunk * 8,
-                                 row < valid && chunk * 8 < dim ? 16 : 0, f.policy);
-        }
-    }
-}
-
-/* Ask for the next step of the stretch, if there is one and its item is known (up to item `known`). */
-template <int DK, int DV>
-PTX_INLINE bool request(feed &f, const decode_fwd_args &a, const decode_item *items, int known,
-                        int warp_key) {
-    while (f.step >= f.end) {
-        if (f.index >= known) return false;
-        const decode_item &next = items[++f.index % ITEMS];
-        f.step = next.first_step, f.end = next.end_step;
-        f.page = page_of_step(a, next, next.first_key + (f.step << a.block_shift) + warp_key);
-    }
-    const decode_item &item = items[f.index % ITEMS];
-    const int key = item.first_key + (f.step << a.block_shift) + warp_key;
-    const uint32_t to_smem = f.ring_smem + (uint32_t)f.slot * (KEYS * (DK + DV) * 2);
-    load_tile<DK>(a, item, f, to_smem, item.k, a.p.k_stride, key, (int)a.p.qk_dim);
-    load_tile<DV>(a, item, f, to_smem + KEYS * DK * 2, item.v, a.p.v_stride, key, (int)a.p.v_dim);
-    f.page = page_of_step(a, item, key + (1 << a.block_shift));
-    copy_commit();
-    f.step++, f.asked++;
-    f.slot = f.slot + 1 == a.stages ? 0 : f.slot + 1;
-    return true;
-}
-
-/* Wait until at most `pending` of this thread's newest groups are under way. */
-PTX_INLINE void wait_for_step(int pending) {
-    switch (pending) {
-    case 0: copy_wait<0>(); break;
-    case 1: copy_wait<1>(); break;
-    case 2: copy_wait<2>(); break;
-    case 3: copy_wait<3>(); break;
-    case 4: copy_wait<4>(); break;
-    default: copy_wait<5>(); break;
-    }
-}
-
 /* ---- scores ---- */
-
-/* Packed row -> query and head. Lane's rows: 16 r + 8 half + lane / 4. */
-PTX_INLINE int query_of(const decode_fwd_args &a, int packed) { return packed / a.group; }
-PTX_INLINE int64_t head_of(const decode_fwd_args &a, const block_rows &rows, int packed) {
-    return rows.kv_head * a.group + packed % a.group;
-}
 
 /* What the options make of q . k, in log2 units; -inf: hidden. */
 template <int DTYPE>
@@ -581,10 +400,55 @@ PTX_INLINE void one_step(row_sums<ROWS, DV> &x, const uint32_t (&q)[IN_REGISTERS
     else accumulate<DTYPE, DV, ROWS>(x, s, a.scale_log2, v_smem + tile_offset<DV>(lane % 16, lane / 16));
 }
 
+/* What a warp begins with: its block's stretch, the first keys asked for, a thread's first 16 bytes of Q. */
+struct started { attn_decode_work work; feed f; uint4 q_chunk; };
+
+/* Nothing that earlier kernels write says what to do. Or it does, but what it says by now will hardly change:
+ * then a block gets ready with that, and looks once more when these kernels have ended. For all threads. */
+template <int DK, int DV, int ROWS>
+PTX_INLINE started start(const decode_fwd_args &a, decode_item *items, attn_decode_work &stretch,
+                         uint32_t ring_smem) {
+    const int warp = (int)threadIdx.x / 32;
+    const bool early = !a.schedule && !a.p.has_kv_batch_index;
+    started x;
+    x.q_chunk = make_uint4(0, 0, 0, 0);
+    if (!early && !a.guesses) wait_for_earlier_kernels();
+#pragma unroll 1
+    for (bool sure = !a.guesses;; sure = true) {
+        if (warp == 0) open_stretch(stretch, items, a, ROWS * 16);
+        block_barrier();
+        x.work = stretch;
+        const int index = x.work.first_item, known = min(x.work.last_item, index + 1);
+        const bool any = index <= known;
+        x.f = feed{ ring_smem, index - 1, 0, 0, 0, 0, 0, 0,
+                    a.m_tiles > 1 ? cache_policy_normal() : cache_policy_once() };
+        if (any) enter_item(x.f, a, items, warp * KEYS);
+        if (early || !sure) {
+            if (any) bring_first_steps(x.f, a, items[index % ITEMS], warp * KEYS);
+            wait_for_earlier_kernels();
+        }
+        let_next_kernel_start();                /* it may read the schedule at once */
+        /* The second look is asked for before Q, and Q before K and V: the larger would be in the way. */
+        const int2 pages = make_int2(x.f.page, x.f.next_page);
+        second_look now = {};
+        if (!sure) now = look_again(a, x.work, items, known, warp * KEYS);
+        if (any) {
+            if ((int)threadIdx.x < ROWS * 16 * (DK / 8))
+                x.q_chunk = fetch_q<DK>(a, items[index % ITEMS], (int)threadIdx.x);
+#pragma unroll 1
+            while (x.f.asked < a.stages && request<DK, DV>(x.f, a, items, known, warp * KEYS)) {}
+        }
+        if (sure || !block_any(has_changed(now, x.work, items, known, pages))) return x;
+        copy_wait<0>();                         /* what was asked for is wrong */
+        block_barrier();
+    }
+}
+
 template <int DTYPE, int DK, int DV, int ROWS, int RICH>
 PTX_INLINE void decode_fwd(const decode_fwd_args &a) {
     extern __shared__ __align__(1024) unsigned char smem[];
     __shared__ decode_item items[ITEMS];
+    __shared__ attn_decode_work stretch;
     __shared__ float2 stats[DECODE_FWD_SM80_WARPS_MOST * PASS_ROWS];
     const int TILE_ROWS = ROWS * 16, IN_REGISTERS = ROWS == 1 && DK <= 128;
     const uint32_t stage_bytes = KEYS * (DK + DV) * 2;
@@ -593,34 +457,14 @@ PTX_INLINE void decode_fwd(const decode_fwd_args &a) {
     float *sums = (float *)(smem + TILE_ROWS * DK * 2);
     const uint32_t rings_smem = q_smem + TILE_ROWS * DK * 2 + (uint32_t)(warps * PASS_ROWS * DV * 4);
 
-    let_next_kernel_start();
-    /* Nothing that earlier kernels wrote says what to do. */
-    const bool early = !a.schedule && !a.p.has_kv_batch_index;
-    if (!early) wait_for_earlier_kernels();
-    attn_decode_work work;
-    if (a.schedule) work = attn_decode_works(a.schedule)[blockIdx.x];
-    if (a.schedule && work.reserved[0] != (int32_t)a.hash) {
-        write_nan(a);
-        return;
-    }
-    if (!a.schedule) work = attn_decode_work_of(&a.shape, &a.even, (int)blockIdx.x);
+    started begun = start<DK, DV, ROWS>(a, items, stretch,
+                                        rings_smem + (uint32_t)(warp * a.stages) * stage_bytes);
+    const attn_decode_work work = begun.work;
+    feed f = begun.f;
+    if (work.last_item == FOREIGN) write_nan(a);
     if (work.first_item > work.last_item) return;
-    if ((int)threadIdx.x < min(work.last_item - work.first_item + 1, 2))
-        open_item(items[(work.first_item + (int)threadIdx.x) % ITEMS], a, work,
-                  work.first_item + (int)threadIdx.x, TILE_ROWS);
-    if (early) wait_for_earlier_kernels();
-    block_barrier();
-
-    uint4 q_chunk = make_uint4(0, 0, 0, 0);     /* asked for before K and V, which would be in its way */
-    if ((int)threadIdx.x < ROWS * 16 * (DK / 8))
-        q_chunk = fetch_q<DK>(a, items[work.first_item % ITEMS], (int)threadIdx.x);
-    feed f = { rings_smem + (uint32_t)(warp * a.stages) * stage_bytes, work.first_item - 1, 0, 0, 0, 0, 0,
-               a.m_tiles > 1 ? cache_policy_normal() : cache_policy_once() };
     int done = 0, slot = 0;                 /* steps of this warp; the stage that the next one is in */
-#pragma unroll 1
-    while (f.asked < a.stages &&
-           request<DK, DV>(f, a, items, min(work.first_item + 1, work.last_item), warp * KEYS)) {}
-    if ((int)threadIdx.x < ROWS * 16 * (DK / 8)) put_q<DK>(q_smem, (int)threadIdx.x, q_chunk);
+    if ((int)threadIdx.x < ROWS * 16 * (DK / 8)) put_q<DK>(q_smem, (int)threadIdx.x, begun.q_chunk);
     load_q<DK, ROWS>(a, items[work.first_item % ITEMS], q_smem, 1);
     block_barrier();
 

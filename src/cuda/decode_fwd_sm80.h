@@ -50,5 +50,7 @@ typedef struct decode_fwd_args {
     int32_t  block_shift;       /* a block has 2^block_shift keys */
     int32_t  stages;
     uint32_t hash;              /* of the shape */
+    int32_t  guesses;           /* 1: a block reads schedule, seqused_kv and block table, all that say what
+                                   to do, before what is queued has ended, and once more after */
 } decode_fwd_args;
 #endif

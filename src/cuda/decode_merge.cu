@@ -121,13 +121,17 @@ template <int CHUNKS> __device__ __forceinline__ void merge(const attn_decode_me
     row.o_part = (int64_t)a.tile_rows * a.o_stride, row.lse_part = a.tile_rows;
     row.o = a.o + (int64_t)r * a.o_stride, row.lse = a.lse + r;
     let_next_kernel_start();
+    /* The kernel before lets this one start only when the schedule is there. */
+    const bool known = !a.schedule || attn_decode_has_hash_early(a.hash, a.schedule);
+    row.slots = attn_decode_slots{};
     if (!a.schedule) row.slots = attn_decode_even_slots(&a.shape, &a.even, item);
+    else if (known) row.slots = attn_decode_slots_early(&a.shape, a.schedule, item);
+    /* Whole groups of warps that share a row. One block must stay, or the next kernel would not wait for
+     * the one before. */
+    const bool idle = row.slots.parts < 2 || r >= a.rows;
+    if (idle && (blockIdx.x || blockIdx.y)) return;
     wait_for_earlier_kernels();
-    if (a.schedule) {
-        if (!attn_decode_has_hash(a.hash, a.schedule)) return;
-        row.slots = attn_decode_slots_of(&a.shape, a.schedule, item);
-    }
-    if (row.slots.parts < 2 || r >= a.rows) return;     /* whole groups of warps that share a row */
+    if (idle) return;
     /* Few rows: a block for each 128 columns of one. */
     const int columns = CHUNKS > 1 ? 0 : 128 * (int)blockIdx.y, v_dim = (int)a.p.v_dim;
     const int columns_end = CHUNKS > 1 || gridDim.y == 1 ? v_dim : min(columns + 128, v_dim);

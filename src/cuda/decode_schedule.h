@@ -300,6 +300,26 @@ ATTN_INLINE attn_decode_slots attn_decode_slots_of(const attn_decode_shape *shap
     return slots;
 }
 
+/* ---- device side ---- */
+#if defined(__CUDACC__)
+#include "ptx_decode.h"
+
+/* The two above for a kernel that reads before it has waited for those before it: what L1 holds until then is
+ * of any age. */
+static __device__ __forceinline__ int attn_decode_has_hash_early(uint32_t hash, const void *schedule) {
+    const int32_t *header = (const int32_t *)schedule;
+    return load_l2_4(header) == ATTN_DECODE_MAGIC && load_l2_4(header + 1) == (int32_t)hash;
+}
+static __device__ __forceinline__ attn_decode_slots attn_decode_slots_early(const attn_decode_shape *shape,
+                                                                            const void *schedule,
+                                                                            int32_t item) {
+    const int32_t *begin = attn_decode_part_begin(shape, schedule) + item;
+    const int32_t first = load_l2_4(begin), end = load_l2_4(begin + 1);
+    const attn_decode_slots slots = { end - first, first, 1, 0 };
+    return slots;
+}
+#endif
+
 /* ---- host side (decode_schedule.c) ---- */
 #if !defined(__CUDACC__)
 #include "../kernel.h"

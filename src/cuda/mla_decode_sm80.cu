@@ -548,8 +548,8 @@ template <int DTYPE, int TILES> PTX_INLINE void mla_decode(const mla_decode_sm80
     const int thread = (int)threadIdx.x, lane = thread % 32;
     const int worker = (int)blockIdx.x / a.tiles, tile = (int)blockIdx.x - worker * a.tiles;
 
-    let_next_kernel_start();
     wait_for_earlier_kernels();
+    let_next_kernel_start();
     attn_decode_work work;
     if (a.schedule) work = attn_decode_works(a.schedule)[worker];
     if (a.schedule && work.reserved[0] != (int32_t)a.hash) {

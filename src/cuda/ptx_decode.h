@@ -19,6 +19,26 @@ static __device__ __forceinline__ void let_next_kernel_start(void) {
 #endif
 }
 
+/* Read what an earlier kernel may be writing: from L2, and L1 doesn't keep it. */
+static __device__ __forceinline__ int32_t load_l2_4(const int32_t *from) {
+    int32_t x;
+    asm volatile("ld.global.cg.s32 %0, [%1];" : "=r"(x) : "l"(from) : "memory");
+    return x;
+}
+static __device__ __forceinline__ int4 load_l2_16(const int4 *from) {
+    int4 x;
+    asm volatile("ld.global.cg.v4.s32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "l"(from) : "memory");
+    return x;
+}
+
+/* Have L2 fetch the line, which may be written before it is read: then L2 has what was written. */
+static __device__ __forceinline__ void bring_to_l2(const void *line) {
+    asm volatile("prefetch.global.L2 [%0];" :: "l"(__cvta_generic_to_global(line)));
+}
+/* A barrier; whether x holds for any thread of the block. */
+static __device__ __forceinline__ int block_any(int x) { return __syncthreads_or(x); }
+
 /* How L2 keeps what is read once: evicted before anything else. */
 static __device__ __forceinline__ uint64_t cache_policy_once(void) {
     uint64_t policy;
