@@ -1,9 +1,10 @@
 /* bench_decode_time.c — how long a decoding step takes: as a graph of runs round several caches, so that L2
  * never has what the next run reads (back to back, as layers follow each other), or run by run behind a
- * flush, as do_bench has it. What the card reads at most is measured in the same seconds. */
+ * flush and after a rest, as do_bench has it. What the card reads at most is measured in the same seconds. */
 #include "bench_decode.h"
 #include "cuda/driver.h"
 #include "gpu_session.h"
+#include <time.h>
 
 enum {
     WARM_SAMPLES = 7, MOST_RUNS = 400,      /* of a graph */
@@ -13,6 +14,10 @@ enum {
 static const double GRAPH_SECONDS = 10e-3;  /* about */
 static const double UNTIMED_SECONDS = 25e-3, TIMED_SECONDS = 100e-3;    /* of do_bench: a card grows slower
                                                                            with heat */
+
+/* Before a series: after some 50 ms above its power limit a card lowers its clock by a quarter, and a row's time
+ * must not depend on the row before it (bench/mla_power.py). */
+static const struct timespec REST = { 0, 800 * 1000 * 1000 };
 
 static void add_sample(bench_item *item, double seconds, int disturbed) {
     item->seconds[item->count] = seconds > 0 ? seconds : 0;
@@ -89,6 +94,7 @@ static int time_cold(decode_step *s, int own_schedule, check_gpu *gpu, check_gpu
     timed t = { s, own_schedule };
     check_gpu_cold cold[COLD_UNTIMED + COLD_SAMPLES];
     double each = 0;
+    (void)nanosleep(&REST, NULL);
     int bad = check_gpu_time_cold(gpu, queue_run, &t, COLD_ESTIMATE, cold);
     for (int i = 0; i < COLD_ESTIMATE && !bad; i++) each += (cold[i].flush + cold[i].seconds) / COLD_ESTIMATE;
     const int untimed = count_of(UNTIMED_SECONDS, each, 1, COLD_UNTIMED);
