@@ -282,6 +282,26 @@ static int big_sizes(void) {
     return 0;
 }
 
+/* A kernel may start before what is queued has ended only if it looks again at whatever that may write. */
+static int early_starts(void) {
+    fake_cuda *fake = open_books();
+    attn_problem p = small_problem();
+    attn_plan *plan;
+    attn_options options = ATTN_OPTIONS_INIT;
+    attn_tensors t = tensors_on(fake, 0);
+    options.kernel = "decode_fwd_sm80";
+    p.dtype = ATTN_BF16, p.q_len = 1, p.kv_len = 8;
+    WANT(attn_plan_create(&plan, &p, &options) == ATTN_OK && attn_run(plan, &t, NULL, NULL) == ATTN_OK);
+    WANT(fake->launches == 1 && fake->launched.attribute_count == 1);
+    attn_plan_destroy(plan);
+    p.page_size = 4, p.pages = 4, p.block_table_cols = 2;
+    t.block_table = memset(fake->memory[0] + 16384, 0, 16);
+    WANT(attn_plan_create(&plan, &p, &options) == ATTN_OK && attn_run(plan, &t, NULL, NULL) == ATTN_OK);
+    WANT(fake->launches == 2 && fake->launched.attribute_count == 0);
+    attn_plan_destroy(plan);
+    return 0;
+}
+
 /* A decoding step over a ragged cache: the schedule in the run or beforehand, and what is said when it can't
  * be. */
 static int decoding(void) {
@@ -391,6 +411,7 @@ SCENARIO(launch_fails)
 SCENARIO(contexts_come_back)
 SCENARIO(bad_tensors)
 SCENARIO(checked_mode)
+SCENARIO(early_starts)
 SCENARIO(big_sizes)
 SCENARIO(decoding)
 SCENARIO(mla_decoding)
@@ -449,7 +470,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_nth_call_fails), cmocka_unit_test(test_out_of_memory),
         cmocka_unit_test(test_launch_fails), cmocka_unit_test(test_contexts_come_back),
         cmocka_unit_test(test_bad_tensors), cmocka_unit_test(test_checked_mode),
-        cmocka_unit_test(test_big_sizes), cmocka_unit_test(test_decoding),
+        cmocka_unit_test(test_early_starts), cmocka_unit_test(test_big_sizes), cmocka_unit_test(test_decoding),
         cmocka_unit_test(test_mla_decoding),
     };
     return cmocka_run_group_tests_name("cuda_host", tests, NULL, NULL);

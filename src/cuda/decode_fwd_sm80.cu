@@ -403,8 +403,9 @@ PTX_INLINE void one_step(row_sums<ROWS, DV> &x, const uint32_t (&q)[IN_REGISTERS
 /* What a warp begins with: its block's stretch, the first keys asked for, a thread's first 16 bytes of Q. */
 struct started { attn_decode_work work; feed f; uint4 q_chunk; };
 
-/* Nothing that earlier kernels write says what to do. Or it does, but what it says by now will hardly change:
- * then a block gets ready with that, and looks once more when these kernels have ended. For all threads. */
+/* Nothing that earlier kernels write says what to do (a block table without schedule: see the launch). Or it
+ * does, but what it says by now will hardly change: then a block gets ready with that, and looks once more
+ * when these kernels have ended. For all threads. */
 template <int DK, int DV, int ROWS>
 PTX_INLINE started start(const decode_fwd_args &a, decode_item *items, attn_decode_work &stretch,
                          uint32_t ring_smem) {
