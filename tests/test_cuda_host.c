@@ -470,8 +470,8 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_nth_call_fails), cmocka_unit_test(test_out_of_memory),
         cmocka_unit_test(test_launch_fails), cmocka_unit_test(test_contexts_come_back),
         cmocka_unit_test(test_bad_tensors), cmocka_unit_test(test_checked_mode),
-        cmocka_unit_test(test_early_starts), cmocka_unit_test(test_big_sizes), cmocka_unit_test(test_decoding),
-        cmocka_unit_test(test_mla_decoding),
+        cmocka_unit_test(test_early_starts), cmocka_unit_test(test_big_sizes),
+        cmocka_unit_test(test_decoding), cmocka_unit_test(test_mla_decoding),
     };
     return cmocka_run_group_tests_name("cuda_host", tests, NULL, NULL);
 }
