@@ -304,8 +304,8 @@ ATTN_INLINE attn_decode_slots attn_decode_slots_of(const attn_decode_shape *shap
 #if defined(__CUDACC__)
 #include "ptx_decode.h"
 
-/* The two above for a kernel that reads before it has waited for those before it: what L1 holds until then may
- * be of any age. */
+/* The two above for a kernel that reads before it has waited for those before it: until then what L1 holds
+ * may be of any age. */
 static __device__ __forceinline__ int attn_decode_has_hash_early(uint32_t hash, const void *schedule) {
     const int32_t *header = (const int32_t *)schedule;
     return load_l2_4(header) == ATTN_DECODE_MAGIC && load_l2_4(header + 1) == (int32_t)hash;
